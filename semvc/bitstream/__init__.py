@@ -1,0 +1,1 @@
+"""Reading and writing the `.svc` container: standard library only."""

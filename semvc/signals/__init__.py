@@ -1,0 +1,1 @@
+"""One file per coded signal: a frozen value and one coding function."""

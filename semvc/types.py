@@ -1,0 +1,101 @@
+"""Frozen value types that all layers share.
+
+Standard library only: arrays appear as annotations. Times are integers `pts` in units of a
+`Fraction` time base in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    UInt8 = npt.NDArray[np.uint8]
+    Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ColorInfo:
+    """Coding-independent code points (ITU-T H.273) of a video, and its range."""
+
+    primaries: int = 1
+    transfer: int = 1
+    matrix: int = 1
+    full_range: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What an output video must restore.
+
+    `width` and `height` are luma samples after rotation was applied. `frame_rate` is in frames
+    per second and None when it varies; `time_base` is the unit of pts in seconds.
+    `frame_count` is 0 when not known before the end. `notes` says, one sentence each, what
+    reading had to change (rotation, tone mapping, deinterlacing).
+    """
+
+    width: int
+    height: int
+    frame_rate: Fraction | None
+    time_base: Fraction
+    frame_count: int = 0
+    color: ColorInfo = field(default_factory=ColorInfo)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A segment's worth of frames: `frames` uint8 [T, H, W, 3] full-range RGB, `pts` int64 [T]."""
+
+    frames: UInt8
+    pts: Int64
+    info: VideoInfo
+
+    def __post_init__(self) -> None:
+        shape = (len(self.pts), self.info.height, self.info.width, 3)
+        if self.frames.shape != shape or str(self.frames.dtype) != "uint8":
+            raise ValueError(
+                f"frames must be uint8 {shape}, not {self.frames.dtype} {self.frames.shape}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Frames of a segment in presentation order: `start` is absolute in the stream."""
+
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Resource bounds that a reader accepts; the defaults are the format's own."""
+
+    max_width: int = 4096
+    max_height: int = 4096
+    max_pixels: int = 4096 * 2304
+    max_frames: int = 1 << 22
+    max_samples: int = 1 << 36  # width * height * frames
+    max_segment_frames: int = 1024
+    max_chunk_bytes: int = 1 << 21
+    max_text_bytes: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How to compute; nothing here may change a signal.
+
+    `device` is auto, cpu, cuda, cuda:N or mps; `dtype` auto, float32 or bfloat16; `threads` 0
+    leaves the choice to torch; `models_dir` is searched before the bundled models.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    models_dir: Path | None = None
