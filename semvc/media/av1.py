@@ -8,7 +8,11 @@ Samples are 10 bit 4:2:0. Everything read is checked before the native decoder s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import subprocess
+import sys
+import threading
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -21,12 +25,16 @@ from semvc.media import av1_child, color
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from semvc.media.color import Planes, UInt8
+    from semvc.media.color import Planes, UInt8, UInt16
 
 MIN_SIDE = 16  # smaller pictures are coded padded to this
 SEQUENCE_HEADER, TEMPORAL_DELIMITER, FRAME_HEADER, TILE_GROUP, FRAME = 1, 2, 3, 4, 6
 _PARAMS = "lp=1:scm=0:keyint=-1:tune=1"
 _SECTION = "BASE_AV1"
+MAX_SEGMENT_SAMPLES = 1 << 30  # luma samples of a segment's base layer
+_CHILD_BYTES = 256 << 20  # address space of a child; measured: 200 MB before the first picture
+_CHILD_BYTES_PER_SAMPLE = 48  # and 32 for each luma sample of a picture
+_SAMPLES_PER_SECOND = 4_000_000  # fifty times slower than measured
 
 
 def encode_segment(
@@ -63,31 +71,97 @@ def encode_segment(
 def decode_segment(
     sequence_header: bytes, obus: bytes, size: tuple[int, int], frames: int, *, isolate: bool = True
 ) -> Planes:
-    """Return the 10-bit planes of a segment: y uint16 [T, h, w], u and v [T, ceil(h/2), ceil(w/2)].
+    """Return what `SegmentDecoder.decode` returns, for a single segment."""
+    with SegmentDecoder(isolate=isolate) as decoder:
+        return decoder.decode(sequence_header, obus, size, frames)
 
-    `size` is (width, height) and `frames` T, both already within the caller's limits. With
-    `isolate` decoding happens in a child process. BitstreamError when the OBUs are malformed or
-    not what was declared, LimitError when they cost more than such a segment may.
+
+class SegmentDecoder:
+    """Decodes any number of segments, in one child process unless `isolate` is False.
+
+    The child starts with the first segment and is started again if it dies. Use as a context
+    manager, or call `close`.
     """
-    width, height = size
-    coded_height, coded_width = coded_size(height, width)
-    packets = _packets(sequence_header, obus, frames)
-    shapes = [(coded_height, coded_width)] + [((coded_height + 1) // 2, (coded_width + 1) // 2)] * 2
-    planes = [np.empty((frames, *shape), np.uint16) for shape in shapes]
-    try:
-        decoded = av1_child.decode_packets(packets, coded_width, coded_height, frames)
-        for t, picture in enumerate(decoded):
-            for plane, data in zip(planes, picture, strict=True):
-                plane[t] = np.frombuffer(data, "<u2").reshape(plane.shape[1:])
-    except av1_child.DecodeFault as fault:
-        raise _fault(fault.kind, fault.reason) from fault
-    half = ((height + 1) // 2, (width + 1) // 2)
-    y, u, v = planes
-    return (
-        y[:, :height, :width],
-        u[:, : half[0], : half[1]],
-        v[:, : half[0], : half[1]],
-    )
+
+    def __init__(self, *, isolate: bool = True) -> None:
+        self._isolate = isolate
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> SegmentDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def decode(
+        self, sequence_header: bytes, obus: bytes, size: tuple[int, int], frames: int
+    ) -> Planes:
+        """Return 10-bit planes: y uint16 [T, h, w], u and v uint16 [T, ceil(h/2), ceil(w/2)].
+
+        `size` is (width, height) and `frames` is T, both already within the caller's limits.
+        BitstreamError when the OBUs are malformed or not what was declared, LimitError when
+        decoding them costs more than such a segment may.
+        """
+        (width, height), (rows, columns) = size, coded_size(size[1], size[0])
+        if rows * columns * frames > MAX_SEGMENT_SAMPLES:
+            raise LimitError(f"base layer of {frames} frames {width}x{height}: too much at once")
+        check_sequence_header(sequence_header, columns, rows)
+        packets = _packets(sequence_header, obus, frames)
+        half = ((rows + 1) // 2, (columns + 1) // 2)
+        planes = [np.empty((frames, *shape), np.uint16) for shape in ((rows, columns), half, half)]
+        if self._isolate:
+            self._decode_in_child(packets, planes)
+        else:
+            try:
+                _fill(av1_child.decode_packets(packets, columns, rows, frames), planes)
+            except av1_child.DecodeFault as fault:
+                raise _fault(fault.kind, fault.reason) from fault
+        y, (u, v) = planes[0][:, :height, :width], planes[1:]
+        half = ((height + 1) // 2, (width + 1) // 2)
+        return y, u[:, : half[0], : half[1]], v[:, : half[0], : half[1]]
+
+    def close(self) -> None:
+        """End the child process, if there is one."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        try:
+            child.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def _decode_in_child(self, packets: list[bytes], planes: list[UInt16]) -> None:
+        if self._child is None or self._child.poll() is not None:
+            self.close()
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", av1_child.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        frames, rows, columns = planes[0].shape
+        seconds = 5 + rows * columns * len(packets) // _SAMPLES_PER_SECOND
+        memory = _CHILD_BYTES + _CHILD_BYTES_PER_SAMPLE * rows * columns
+        request = av1_child.REQUEST.pack(columns, rows, frames, len(packets), memory, seconds)
+        in_step = False
+        watchdog = threading.Timer(15 + 2 * seconds, self._child.kill)
+        watchdog.start()
+        try:
+            _exchange(self._child, request, packets, planes)
+            in_step = True
+        except av1_child.DecodeFault as fault:
+            in_step = fault.kind != b""
+            raise _fault(fault.kind, fault.reason) from None
+        finally:
+            watchdog.cancel()
+            if not in_step:  # dead, or interrupted in the middle of an answer
+                self._child.kill()
+                self.close()
 
 
 def coded_size(height: int, width: int) -> tuple[int, int]:
@@ -122,6 +196,57 @@ def split_obus(data: bytes) -> Iterator[tuple[int, bytes]]:
         at = start + size
 
 
+def check_sequence_header(obu: bytes, width: int, height: int) -> None:
+    """Raise BitstreamError unless `obu` announces what this module writes.
+
+    That is: main profile, 10 bit 4:2:0, pictures of `width` x `height` at most, one operating
+    point, no still picture, no timing, no frame ids, no scaling, no film grain (AV1 5.5).
+    """
+    obus = list(split_obus(obu))
+    if len(obus) != 1 or obus[0][0] != SEQUENCE_HEADER:
+        raise BitstreamError("one sequence header expected", section=_SECTION)
+    bits = _Bits(obu[2:])  # such a header is short: its size takes one byte
+    ok = bits.read(3) == 0  # profile
+    ok &= bits.read(9) == 0  # still, reduced, timing, delay, operating points - 1
+    bits.read(12)  # operating point
+    if bits.read(5) > 7:  # level
+        bits.read(1)
+    sizes = bits.read(4) + 1, bits.read(4) + 1
+    ok &= (bits.read(sizes[0]) + 1, bits.read(sizes[1]) + 1) == (width, height)
+    ok &= bits.read(1) == 0  # frame ids
+    bits.read(7)
+    order_hint = bits.read(1)
+    bits.read(2 * order_hint)
+    tools = 2 if bits.read(1) else bits.read(1)
+    if tools and not bits.read(1):
+        bits.read(1)
+    bits.read(3 * order_hint)
+    ok &= bits.read(1) == 0  # super-resolution
+    bits.read(2)
+    ok &= bits.read(3) == 0b100  # high bit depth, not monochrome, no colour description
+    bits.read(4)
+    ok &= bits.read(1) == 0  # film grain
+    if not ok or bits.past_end:
+        raise BitstreamError("sequence header asks for something else", section=_SECTION)
+
+
+class _Bits:
+    """Reads bits, most significant first; zeros past the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def read(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            return 0
+        return self._value >> self._left & ((1 << count) - 1)
+
+    @property
+    def past_end(self) -> bool:
+        return self._left < 0
+
+
 def _packets(sequence_header: bytes, obus: bytes, frames: int) -> list[bytes]:
     """One packet for each coded or repeated frame, so that each gives one picture at most."""
     packets: list[bytes] = []
@@ -132,10 +257,45 @@ def _packets(sequence_header: bytes, obus: bytes, frames: int) -> list[bytes]:
             packets.append(obu)
         else:
             raise BitstreamError(f"OBU type {kind} in a segment", section=_SECTION)
-    if not packets:
-        raise BitstreamError("no frames", section=_SECTION)
+    if len(packets) < frames:
+        raise BitstreamError(f"{len(packets)} coded frames for {frames}", section=_SECTION)
+    if len(packets) > 3 * frames + 8:  # hidden references and overlays included
+        raise LimitError(f"base layer: {len(packets)} coded frames for {frames}")
     packets[0] = sequence_header + packets[0]
     return packets
+
+
+def _exchange(
+    child: subprocess.Popen[bytes], request: bytes, packets: list[bytes], planes: list[UInt16]
+) -> None:
+    """Send one request and fill `planes`; DecodeFault of kind b"" when the child is gone."""
+    gone = av1_child.DecodeFault(b"", "decoder stopped at its memory or time limit")
+    if child.stdin is None or child.stdout is None:
+        raise gone
+    try:
+        sizes = (len(packet).to_bytes(4, "little") for packet in packets)
+        child.stdin.write(request + b"".join(itertools.chain(*zip(sizes, packets, strict=True))))
+        child.stdin.flush()
+    except OSError:
+        raise gone from None
+    for t in range(len(planes[0]) + 1):
+        tag = child.stdout.read(1)
+        if tag in (av1_child.DAMAGED, av1_child.TOO_MUCH):
+            size = int.from_bytes(child.stdout.read(2), "little")
+            raise av1_child.DecodeFault(tag, child.stdout.read(size).decode(errors="replace"))
+        if tag != (av1_child.FRAME if t < len(planes[0]) else av1_child.DONE):
+            raise gone
+        for plane in planes if tag == av1_child.FRAME else ():
+            data = child.stdout.read(plane[t].nbytes)
+            if len(data) != plane[t].nbytes:
+                raise gone
+            plane[t] = np.frombuffer(data, "<u2").reshape(plane.shape[1:])
+
+
+def _fill(pictures: Iterator[list[bytes]], planes: list[UInt16]) -> None:
+    for t, picture in enumerate(pictures):
+        for plane, data in zip(planes, picture, strict=True):
+            plane[t] = np.frombuffer(data, "<u2").reshape(plane.shape[1:])
 
 
 def _fault(kind: bytes, reason: str) -> BitstreamError | LimitError:
