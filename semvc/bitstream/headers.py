@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
 
-from semvc.bitstream import wire
+from semvc.bitstream import fields, wire
 from semvc.errors import BitstreamError, LimitError, UnsupportedError
 from semvc.types import ColorInfo, Limits
 
@@ -104,50 +104,52 @@ class StreamHeader:
     `extra` (unknown ancillary records) are kept so that a newer stream is written back unchanged.
     """
 
-    need: int = wire.field(wire.UInt(2), "required features: an unknown bit is refused", default=0)
-    salt: int = wire.field(wire.UInt(4), "mixed into every checksum of the stream")
+    need: int = wire.field(
+        fields.UInt(2), "required features: an unknown bit is refused", default=0
+    )
+    salt: int = wire.field(fields.UInt(4), "mixed into every checksum of the stream")
     entropy_id: bytes = wire.field(
-        wire.Raw(8), "first 8 bytes of SHA-256 over the entropy coder's assets"
+        fields.Raw(8), "first 8 bytes of SHA-256 over the entropy coder's assets"
     )
     decoder_id: bytes = wire.field(
-        wire.Raw(4), "first 4 bytes of SHA-256 of the decoder's manifest"
+        fields.Raw(4), "first 4 bytes of SHA-256 of the decoder's manifest"
     )
-    seed: int = wire.field(wire.UInt(4), "seed of the synthesis noise", default=0)
-    width: int = wire.field(wire.UVar(16, limit="max_width"), "luma samples")
-    height: int = wire.field(wire.UVar(16, limit="max_height"), "luma samples")
+    seed: int = wire.field(fields.UInt(4), "seed of the synthesis noise", default=0)
+    width: int = wire.field(fields.UVar(16, limit="max_width"), "luma samples")
+    height: int = wire.field(fields.UVar(16, limit="max_height"), "luma samples")
     frame_rate: Fraction = wire.field(
-        wire.Ratio(Fraction(1, 60), Fraction(240), FRAME_RATES), "frames per second"
+        fields.Ratio(Fraction(1, 60), Fraction(240), FRAME_RATES), "frames per second"
     )
     color: ColorInfo = wire.field(
-        wire.Color(COLORS), "color of the source, to be restored", default=COLORS[0]
+        fields.Color(COLORS), "color of the source, to be restored", default=COLORS[0]
     )
     segment_frames: int = wire.field(
-        wire.UVar(1, limit="max_segment_frames"), "frames of a SEGMENT chunk"
+        fields.UVar(1, limit="max_segment_frames"), "frames of a SEGMENT chunk"
     )
     total_frames: int = wire.field(
-        wire.UVar(0, limit="max_frames"), "frames announced; 0 if not known", default=0
+        fields.UVar(0, limit="max_frames"), "frames announced; 0 if not known", default=0
     )
-    profile: ProfileId = wire.field(wire.Nibble(ProfileId), "decoding process")
+    profile: ProfileId = wire.field(fields.Nibble(ProfileId), "decoding process")
     preset: int = wire.field(
-        wire.Nibble(), "row of the sampling table in the decoder's manifest", default=0
+        fields.Nibble(), "row of the sampling table in the decoder's manifest", default=0
     )
     sections: tuple[SectionType, ...] = wire.field(
-        wire.NibbleList(SectionType), "sections of every segment, in payload order"
+        fields.NibbleList(SectionType), "sections of every segment, in payload order"
     )
     sequence_header: bytes = wire.record(
-        0x01, wire.Raw(), "AV1 sequence header OBU of the base layer", b""
+        0x01, fields.Raw(), "AV1 sequence header OBU of the base layer", b""
     )
     base_size: tuple[int, int] | None = wire.record(
         0x02,
-        wire.Pair(wire.UVar(1, limit="max_width")),
+        fields.Pair(fields.UVar(1, limit="max_width")),
         "width and height of the base layer in luma samples",
         None,
     )
-    audio: bytes = wire.record(0x03, wire.Raw(), "configuration of the audio sections", b"")
+    audio: bytes = wire.record(0x03, fields.Raw(), "configuration of the audio sections", b"")
     time_base: Fraction | None = wire.record(
-        0x04, wire.Ratio(), "seconds per pts tick; present if frame timing varies", None
+        0x04, fields.Ratio(), "seconds per pts tick; present if frame timing varies", None
     )
-    title: str = wire.record(0x81, wire.Text(), "free text, shown and never interpreted", "")
+    title: str = wire.record(0x81, fields.Text(), "free text, shown and never interpreted", "")
     extra: tuple[tuple[int, bytes], ...] = ()
     version: int = field(default=VERSION)
 

@@ -1,10 +1,10 @@
-"""Field types of the wire: one declaration is read, written, bounded, documented and fuzzed from.
+"""The wire: one declaration is read, written, bounded, documented and fuzzed from.
 
-A header is a dataclass whose fields are made by the functions below (`uvarint(16, 4096)` and so
-on). From that one declaration come `read`, `write`, range errors that name the field and its byte,
-`table` (the rows of FORMAT.md), `to_json`, and the test suite's strategies. Guarantees: integers
-are little-endian; every value has exactly one spelling; a value outside its declared range is
-refused before anything is allocated from it.
+A header is a dataclass whose fields are made by `field` and `record` below, each with one of the
+types of `fields.py`. From that one declaration come `read`, `write`, range errors that name the
+field and its byte, `table` (the rows of FORMAT.md), `to_json`, and the test suite's strategies.
+Guarantees: integers are little-endian; every value has exactly one spelling; a value outside its
+declared range is refused before anything is allocated from it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from enum import IntEnum
 from fractions import Fraction
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from semvc.errors import BitstreamError, LimitError, UnsupportedError, UsageError
 from semvc.types import ColorInfo, Limits
@@ -22,7 +22,7 @@ T = TypeVar("T")
 UV_MAX = (1 << 28) - 1  # largest value of a `uv`: four groups of seven bits
 
 
-class _Context:
+class Context:
     """What reading and writing share: the name of the field at hand, and the limits."""
 
     def __init__(self, limits: Limits) -> None:
@@ -46,7 +46,7 @@ class _Context:
         return value
 
 
-class Cursor(_Context):
+class Cursor(Context):
     """Reads fields from `data`; `base` is the stream offset of its first byte."""
 
     def __init__(self, data: bytes, limits: Limits, *, base: int = 0) -> None:
@@ -105,7 +105,7 @@ class Cursor(_Context):
         self._half = None
 
 
-class Builder(_Context):
+class Builder(Context):
     """Collects the bytes of fields; the mirror image of `Cursor`."""
 
     def __init__(self, limits: Limits) -> None:
@@ -162,308 +162,6 @@ class Kind(Protocol):
 
     def write(self, out: Builder, value: Any) -> None:
         """Append `value`; raise UsageError or LimitError if it is not allowed."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class UInt:
-    """Fixed-width integer of `size` bytes in [0, 256**size)."""
-
-    size: int
-
-    @property
-    def label(self) -> str:
-        """Return u8, u16 or u32."""
-        return f"u{8 * self.size}"
-
-    def allowed(self) -> str:
-        """Return the range as text."""
-        return "any"
-
-    def read(self, cursor: Cursor) -> int:
-        """Return the integer at the cursor."""
-        return cursor.uint(self.size)
-
-    def write(self, out: Builder, value: int) -> None:
-        """Append the integer."""
-        out.uint(out.bound(value, 0, 256**self.size - 1), self.size)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class UVar:
-    """Canonical LEB128 integer in [low, Limits.<limit>], or [low, high] without a limit."""
-
-    low: int
-    high: int = UV_MAX
-    limit: str = ""
-
-    label: ClassVar[str] = "uv"
-
-    def allowed(self) -> str:
-        """Return the range as text."""
-        return f"{self.low}..{self.top(Limits())}" + (" (limit)" if self.limit else "")
-
-    def top(self, limits: Limits) -> int:
-        """Return the largest value that `limits` allow."""
-        return int(getattr(limits, self.limit)) if self.limit else self.high
-
-    def read(self, cursor: Cursor) -> int:
-        """Return the integer at the cursor."""
-        start, value = cursor.at, cursor.uv()
-        end, cursor.at = cursor.at, start
-        cursor.bound(value, self.low, self.top(cursor.limits), limit=bool(self.limit))
-        cursor.at = end
-        return value
-
-    def write(self, out: Builder, value: int) -> None:
-        """Append the integer."""
-        out.uv(out.bound(value, self.low, self.top(out.limits), limit=bool(self.limit)))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Raw:
-    """Bytes as they are: exactly `size` of them, or (`size` 0) all that the record holds."""
-
-    size: int = 0
-
-    @property
-    def label(self) -> str:
-        """Return the length as text."""
-        return f"{self.size} bytes" if self.size else "bytes"
-
-    def allowed(self) -> str:
-        """Return the range as text."""
-        return "any" if self.size else "not empty"
-
-    def read(self, cursor: Cursor) -> bytes:
-        """Return the bytes at the cursor."""
-        value = cursor.take(self.size or cursor.rest())
-        if not value:
-            cursor.refuse("is empty")
-        return value
-
-    def write(self, out: Builder, value: bytes) -> None:
-        """Append the bytes."""
-        if not value or (self.size and len(value) != self.size):
-            out.refuse(f"has {len(value)} bytes, not {self.size or 'one or more'}")
-        out.data += value
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Text:
-    """UTF-8 text that fills its record."""
-
-    label: ClassVar[str] = "UTF-8"
-
-    def allowed(self) -> str:
-        """Return the range as text."""
-        return "not empty"
-
-    def read(self, cursor: Cursor) -> str:
-        """Return the text at the cursor."""
-        value = Raw().read(cursor)
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            cursor.refuse("is not valid UTF-8")
-
-    def write(self, out: Builder, value: str) -> None:
-        """Append the text."""
-        try:
-            Raw().write(out, value.encode())
-        except UnicodeEncodeError:
-            out.refuse("cannot be written as UTF-8")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Nibble:
-    """Four bits; with `names`, a member of that enumeration (others are unsupported)."""
-
-    names: type[IntEnum] | None = None
-
-    label: ClassVar[str] = "4 bits"
-
-    def allowed(self) -> str:
-        """Return the range as text."""
-        return f"see {self.names.__name__}" if self.names else "0..15"
-
-    def read(self, cursor: Cursor) -> int:
-        """Return the value at the cursor."""
-        value = cursor.nibble()
-        if self.names is None:
-            return value
-        try:
-            return self.names(value)
-        except ValueError:
-            raise UnsupportedError(f"{cursor.where()}: {value} is not known here") from None
-
-    def write(self, out: Builder, value: int) -> None:
-        """Append the value."""
-        out.nibble(out.bound(int(value), 0, 15))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class NibbleList:
-    """1 to 15 different members: their count, then each, 4 bits apiece; 15 escapes to 8 bits.
-
-    Padded with a zero nibble to a whole byte. A member below 15 must not use the escape.
-    """
-
-    names: type[IntEnum]
-
-    label: ClassVar[str] = "4-bit list"
-
-    def allowed(self) -> str:
-        """Return the range as text."""
-        return f"1..15 of {self.names.__name__}, each once"
-
-    def read(self, cursor: Cursor) -> tuple[IntEnum, ...]:
-        """Return the members at the cursor."""
-        found: list[IntEnum] = []
-        for _ in range(cursor.bound(cursor.nibble(), 1, 15)):
-            value = cursor.nibble()
-            if value == 15:
-                value = cursor.nibble() << 4 | cursor.nibble()
-                if value < 15:
-                    cursor.refuse("has an over-long member")
-            if value in found:
-                cursor.refuse(f"names {value} twice")
-            try:
-                found.append(self.names(value))
-            except ValueError:
-                raise UnsupportedError(f"{cursor.where()}: {value} is not known here") from None
-        cursor.align()
-        return tuple(found)
-
-    def write(self, out: Builder, value: tuple[IntEnum, ...]) -> None:
-        """Append the members."""
-        if len(set(value)) != len(value):
-            out.refuse("names a member twice")
-        out.nibble(out.bound(len(value), 1, 15))
-        for member in value:
-            if member >= 15:
-                out.nibble(15)
-                out.nibble(member >> 4)
-            out.nibble(member & 15)
-        out.align()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ratio:
-    """Positive fraction in lowest terms as uv numerator, uv denominator.
-
-    With a `table`, a u8 code comes first: 0 is followed by the explicit fraction, k stands for
-    `table[k - 1]`, and a fraction that is in the table must use its code.
-    """
-
-    low: Fraction = Fraction(1, UV_MAX)
-    high: Fraction = Fraction(UV_MAX)
-    table: tuple[Fraction, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """Return the layout as text."""
-        return "u8 code, or 0, uv, uv" if self.table else "uv, uv"
-
-    def allowed(self) -> str:
-        """Return the range as text."""
-        if self.high == UV_MAX:
-            return "lowest terms"
-        return f"{self.low}..{self.high} (limit), lowest terms"
-
-    def read(self, cursor: Cursor) -> Fraction:
-        """Return the fraction at the cursor."""
-        code = cursor.uint(1) if self.table else 0
-        if code > len(self.table):
-            raise UnsupportedError(f"{cursor.where()}: code {code} is not known here")
-        if code:
-            return self.table[code - 1]
-        top, bottom = cursor.uv(), cursor.uv()
-        if not top or not bottom:
-            cursor.refuse("has a zero in a fraction")
-        value = Fraction(top, bottom)
-        self._bound(cursor, value)
-        if value.denominator != bottom:
-            cursor.refuse("is not in lowest terms")
-        if value in self.table:
-            cursor.refuse("spells out a fraction that has a code")
-        return value
-
-    def write(self, out: Builder, value: Fraction) -> None:
-        """Append the fraction."""
-        if value in self.table:
-            out.uint(self.table.index(value) + 1, 1)
-            return
-        self._bound(out, value)
-        if self.table:
-            out.uint(0, 1)
-        out.uv(value.numerator)
-        out.uv(value.denominator)
-
-    def _bound(self, context: _Context, value: Fraction) -> None:
-        if not self.low <= value <= self.high:
-            raise LimitError(f"{context.where()} is {value}; allowed is {self.low}..{self.high}")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Color:
-    """A u8 code for a common `ColorInfo`; 0 is followed by its four numbers as u8 each."""
-
-    table: tuple[ColorInfo, ...]
-
-    label: ClassVar[str] = "u8 code, or 0, 4 × u8"
-
-    def allowed(self) -> str:
-        """Return the range as text."""
-        return "primaries, transfer, matrix (H.273), full range 0..1"
-
-    def read(self, cursor: Cursor) -> ColorInfo:
-        """Return the color description at the cursor."""
-        code = cursor.uint(1)
-        if code > len(self.table):
-            raise UnsupportedError(f"{cursor.where()}: code {code} is not known here")
-        if code:
-            return self.table[code - 1]
-        numbers = cursor.take(4)
-        if numbers[3] > 1:
-            cursor.refuse("has a range flag above 1")
-        value = ColorInfo(numbers[0], numbers[1], numbers[2], bool(numbers[3]))
-        if value in self.table:
-            cursor.refuse("spells out a color that has a code")
-        return value
-
-    def write(self, out: Builder, value: ColorInfo) -> None:
-        """Append the color description."""
-        if value in self.table:
-            out.uint(self.table.index(value) + 1, 1)
-            return
-        out.uint(0, 1)
-        for number in (value.primaries, value.transfer, value.matrix, int(value.full_range)):
-            out.uint(out.bound(number, 0, 255), 1)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pair:
-    """Two integers of the same kind, as a tuple."""
-
-    item: UVar
-
-    @property
-    def label(self) -> str:
-        """Return the layout as text."""
-        return f"{self.item.label}, {self.item.label}"
-
-    def allowed(self) -> str:
-        """Return the range as text."""
-        return self.item.allowed()
-
-    def read(self, cursor: Cursor) -> tuple[int, int]:
-        """Return the two integers at the cursor."""
-        return self.item.read(cursor), self.item.read(cursor)
-
-    def write(self, out: Builder, value: tuple[int, int]) -> None:
-        """Append the two integers."""
-        for item in value:
-            self.item.write(out, item)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -577,7 +275,8 @@ def record_bytes(value: Any) -> dict[str, int]:
 
 def table(cls: type) -> str:
     """Return the Markdown table of a header class, as FORMAT.md must show it."""
-    plain, records = [], []
+    plain: list[str] = []
+    records: list[str] = []
     for item in declared(cls):
         row = f"{item.name} | {item.kind.label} | {item.kind.allowed()} | {item.doc} |"
         (records if item.tag else plain).append(
