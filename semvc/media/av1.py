@@ -38,15 +38,15 @@ _SAMPLES_PER_SECOND = 4_000_000  # fifty times slower than measured
 
 
 def encode_segment(
-    frames: UInt8, *, crf: int, preset: int = 5, fps: Fraction | int = 24
+    frames: UInt8, *, crf: float, preset: int = 5, fps: Fraction | int = 24
 ) -> tuple[bytes, bytes]:
     """Return (sequence header OBU, frame OBUs) of full-range RGB uint8 [T, h, w, 3].
 
-    One key frame, all others predicted within the segment. `crf` is 1 (best) to 63, `preset` 0
+    One key frame, all others predicted within the segment. `crf` is 1 (best) to 70 in quarter steps, `preset` 0
     (slowest) to 13, `fps` in frames per second. The same input gives the same bytes on one
     machine. ValueError for arguments out of range, MediaError if the encoder fails.
     """
-    if frames.ndim != 4 or frames.shape[3] != 3 or len(frames) < 1 or not 1 <= crf <= 63:
+    if frames.ndim != 4 or frames.shape[3] != 3 or len(frames) < 1 or not 1 <= crf <= 70:
         raise ValueError(f"cannot code {frames.shape} at crf {crf}")
     y, u, v = color.rgb_to_yuv420(frames)
     height, width = coded_size(y.shape[1], y.shape[2])
@@ -305,13 +305,17 @@ def _fault(kind: bytes, reason: str) -> BitstreamError | LimitError:
 
 
 def _open_encoder(
-    width: int, height: int, *, crf: int, preset: int, fps: Fraction
+    width: int, height: int, *, crf: float, preset: int, fps: Fraction
 ) -> av.VideoCodecContext:
     context = av.CodecContext.create("libsvtav1", "w")
     context.width, context.height = width, height
     context.pix_fmt = av1_child.PIXEL_FORMAT
     context.time_base, context.framerate = 1 / fps, fps
-    context.options = {"preset": str(preset), "crf": str(crf), "svtav1-params": _PARAMS}
+    # FFmpeg's own option takes whole settings up to 63; the library's takes quarters up to 70
+    context.options = {
+        "preset": str(preset),
+        "svtav1-params": f"{_PARAMS}:crf={round(crf * 4) / 4:g}",
+    }
     context.open()
     return context
 
@@ -326,7 +330,7 @@ def _pictures(planes: Planes, height: int, width: int) -> Iterator[av.VideoFrame
         ):
             rows = np.zeros((target[0], plane.line_size // 2), "<u2")
             rows[:, : target[1]] = color.pad_to(source[t], *target)
-            plane.update(rows)
+            plane.update(rows.tobytes())
         yield picture
 
 
