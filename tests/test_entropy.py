@@ -32,6 +32,11 @@ SKEWED = TableSet(
 )
 
 
+KNOWN_BYTES = (
+    "7ffffe78a3f807d3c4503ca159f9872157c93317ed625d8fc1d9432c1ea1a6bb3ad6f673e31129c98dacd1c605"
+)
+
+
 def random_tables(rng, rows, alphabet, power=4):
     counts = (rng.random((rows, alphabet)) ** power * 60000).astype(np.int64) + 1
     return normalize(counts)
@@ -54,16 +59,13 @@ def encode(calls, check=0):
     return encoder.finish(), encoder.check
 
 
-def test_the_words_of_a_fixed_message_never_change():
+def test_the_bytes_of_a_fixed_message_never_change():
     tables = normalize(np.array([[5, 3, 1, 1], [1, 1, 1, 97], [1 << 20, 1, 1, 1]]))
     values = np.arange(48, dtype=np.int32) * 7 % 11 % 4
     index = np.arange(48) % 3
     payload, check = encode([(values, tables, index)])
-    assert payload.hex() == KNOWN_WORDS
+    assert payload.hex() == KNOWN_BYTES
     assert check == zlib.crc32(values.astype("<i2").tobytes())
-
-
-KNOWN_WORDS = "78feff7fd307f8a3a13c50c42187f9591733c9578f5d62ed2c43d9c1bba6a11e73f6d63ac92911e3c6d1ac8d92f2d904"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 31, 10_000])
@@ -80,7 +82,8 @@ def test_fast_and_reference_decoder_return_what_was_encoded(count, alphabet):
     counter = Counter(5)
     counter.code(values, count, tables, index)
     assert counter.check == check
-    assert abs(counter.bits - 8 * len(payload)) <= 64
+    # A payload is at most two bytes longer than the ideal code.
+    assert -1 < 8 * len(payload) - counter.bits < 16 + counter.bits / 10_000
 
 
 @pytest.mark.nightly
@@ -169,17 +172,16 @@ def test_a_prefix_of_a_payload_never_passes_for_the_whole():
     tables = random_tables(rng, 4, 17)
     values, index = draw(rng, tables, 200)
     payload, _ = encode([(values, tables, index)])
-    refused = 0
     for size in range(len(payload)):
         try:
             decoder = Decoder(payload[:size], 200)
             symbols = decoder.code(None, 200, tables, index)
             decoder.finish()
         except BitstreamError:
-            refused += 1
-        else:  # another message, in its own canonical spelling: the checksums' business
-            assert not np.array_equal(symbols, values)
-    assert refused > len(payload) * 9 // 10
+            continue
+        # Another message, in its own only spelling: telling them apart is the checksums' task.
+        assert not np.array_equal(symbols, values)
+        assert encode([(symbols, tables, index)])[0] == payload[:size]
 
 
 def test_a_long_run_of_zero_words_is_stripped_and_read_back():

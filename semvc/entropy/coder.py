@@ -16,6 +16,7 @@ from semvc.entropy.reference import MAX_SYMBOLS, CallChecker, verify
 from semvc.entropy.tables import TOTAL, Int32, Int64, Ints, TableSet
 from semvc.errors import BitstreamError
 
+_MASK = (1 << 64) - 1
 _BATCH_CELLS = 1 << 21  # table cells gathered at once: 16 MiB of weights
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
 
@@ -91,7 +92,7 @@ class Decoder:
             raise BitstreamError("an entropy-coded payload is empty or ends in a zero byte")
         padded = self._data + bytes(-len(data) % 4 + 8)
         self._reader = constriction.stream.queue.RangeDecoder(
-            np.frombuffer(padded, "<u4").astype(np.uint32)
+            np.frombuffer(padded, ">u4").astype(np.uint32)
         )
         self._again = _Writer()
 
@@ -151,7 +152,7 @@ class Counter:
 
 
 class _Writer:
-    """Range encoder whose payload is canonical: one zero byte, or no trailing zero byte."""
+    """Range encoder whose payload is the shortest number inside its final interval."""
 
     def __init__(self) -> None:
         self._encoder = constriction.stream.queue.RangeEncoder()
@@ -163,8 +164,22 @@ class _Writer:
             raise _translate(error) from error
 
     def payload(self) -> bytes:
-        words = self._encoder.get_compressed().astype("<u4")
-        return words.tobytes().rstrip(b"\0") or b"\0"
+        """Bytes of a big-endian fraction, at least one, else without trailing zero bytes.
+
+        constriction closes with whole words; the interval that it has reached allows, on
+        average, two bytes less.
+        """
+        position, (lower, size) = self._encoder.pos()
+        words: bytes = self._encoder.get_compressed().astype(">u4").tobytes()
+        total = 4 * (position + 2)
+        point = int.from_bytes(words.ljust(total, b"\0"), "big")
+        low = point - ((point - lower) & _MASK)
+        if low == 0:
+            return b"\0"
+        best, zeros = low, 8
+        while (rounded := -(-low >> zeros) << zeros) < low + size:
+            best, zeros = rounded, zeros + 8
+        return best.to_bytes(total, "big").rstrip(b"\0")
 
 
 def _weights(freqs: Int32) -> npt.NDArray[np.float64]:

@@ -77,7 +77,7 @@ def _given(values: Ints | None, count: int, maximum: int) -> Int64 | None:
     checked = check_ints(values, "values")
     if checked.shape != (count,):
         raise ValueError(f"values must be [{count}], not {checked.shape}")
-    if count and not (0 <= checked.min() and int(checked.max()) <= maximum):
+    if count and not (checked.min() >= 0 and int(checked.max()) <= maximum):
         raise ValueError(f"a value is outside 0..{maximum}")
     return checked.astype(np.int64)
 
@@ -93,12 +93,12 @@ def _bit_lengths(numbers: Int64) -> Int64:
 
 @functools.cache
 def _uniform(bits: int) -> TableSet:
-    return TableSet(np.full((1, 1 << bits), TOTAL >> bits, np.int64))
+    return TableSet(np.full((1, 1 << bits), TOTAL >> bits, np.int32))
 
 
 @functools.cache
 def _geometric(classes: int) -> TableSet:
     """Class k has probability 2**-(k+1), the last takes the rest; 2**-16 at least."""
-    freqs = np.array([max(TOTAL >> (k + 1), 256) for k in range(classes)], np.int64)
+    freqs = np.array([max(TOTAL >> (k + 1), 256) for k in range(classes)], np.int32)
     freqs[0] += TOTAL - freqs.sum()
     return TableSet(freqs[None])

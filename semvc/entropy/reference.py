@@ -67,7 +67,7 @@ class CallChecker:
 
 
 class RangeReader:
-    """State of the decoder: 64-bit interval, 32-bit little-endian words, zeros after the end.
+    """State of the decoder: 64-bit interval, 32-bit big-endian words, zeros after the end.
 
     Any number of zero words may follow the end (a long run of first symbols is all zeros, and is
     stripped); the caller's symbol budget bounds the work.
@@ -75,7 +75,7 @@ class RangeReader:
 
     def __init__(self, data: bytes) -> None:
         padded = data + bytes(-len(data) % 4)
-        self._words: list[int] = np.frombuffer(padded, "<u4").tolist()
+        self._words: list[int] = np.frombuffer(padded, ">u4").tolist()
         self._next, self._low, self._range = 0, 0, _MASK
         self._point = (self._word() << 32) | self._word()
 
