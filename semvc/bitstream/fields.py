@@ -2,22 +2,21 @@
 
 Each type reads itself from a `Cursor`, writes itself to a `Builder`, bounds its values on both
 ways, and describes itself for FORMAT.md. A value has exactly one spelling: reading refuses others.
+They are named tuples because `semvc info` pays for making each class, and dataclasses cost more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from fractions import Fraction
-from typing import ClassVar
+from typing import NamedTuple
 
 from semvc.bitstream.wire import UV_MAX, Builder, Context, Cursor
 from semvc.errors import LimitError, UnsupportedError
 from semvc.types import ColorInfo, Limits
 
 
-@dataclass(frozen=True, slots=True)
-class UInt:
+class UInt(NamedTuple):
     """Fixed-width integer of `size` bytes in [0, 256**size)."""
 
     size: int
@@ -40,15 +39,17 @@ class UInt:
         out.uint(out.bound(value, 0, 256**self.size - 1), self.size)
 
 
-@dataclass(frozen=True, slots=True)
-class UVar:
+class UVar(NamedTuple):
     """Canonical LEB128 integer in [low, Limits.<limit>], or [low, high] without a limit."""
 
     low: int
     high: int = UV_MAX
     limit: str = ""
 
-    label: ClassVar[str] = "uv"
+    @property
+    def label(self) -> str:
+        """Return the type's name."""
+        return "uv"
 
     def allowed(self) -> str:
         """Return the range as text."""
@@ -71,8 +72,7 @@ class UVar:
         out.uv(out.bound(value, self.low, self.top(out.limits), limit=bool(self.limit)))
 
 
-@dataclass(frozen=True, slots=True)
-class Raw:
+class Raw(NamedTuple):
     """Bytes as they are: exactly `size` of them, or (`size` 0) all that the record holds."""
 
     size: int = 0
@@ -100,11 +100,13 @@ class Raw:
         out.data += value
 
 
-@dataclass(frozen=True, slots=True)
 class Text:
     """UTF-8 text that fills its record."""
 
-    label: ClassVar[str] = "UTF-8"
+    @property
+    def label(self) -> str:
+        """Return the type's name."""
+        return "UTF-8"
 
     def allowed(self) -> str:
         """Return the range as text."""
@@ -126,13 +128,15 @@ class Text:
             out.refuse("cannot be written as UTF-8")
 
 
-@dataclass(frozen=True, slots=True)
-class Nibble:
+class Nibble(NamedTuple):
     """Four bits; with `names`, a member of that enumeration (others are unsupported)."""
 
     names: type[IntEnum] | None = None
 
-    label: ClassVar[str] = "4 bits"
+    @property
+    def label(self) -> str:
+        """Return the type's name."""
+        return "4 bits"
 
     def allowed(self) -> str:
         """Return the range as text."""
@@ -153,8 +157,7 @@ class Nibble:
         out.nibble(out.bound(int(value), 0, 15))
 
 
-@dataclass(frozen=True, slots=True)
-class NibbleList:
+class NibbleList(NamedTuple):
     """1 to 15 different members: their count, then each, 4 bits apiece; 15 escapes to 8 bits.
 
     Padded with a zero nibble to a whole byte. A member below 15 must not use the escape.
@@ -162,7 +165,10 @@ class NibbleList:
 
     names: type[IntEnum]
 
-    label: ClassVar[str] = "4-bit list"
+    @property
+    def label(self) -> str:
+        """Return the type's name."""
+        return "4-bit list"
 
     def allowed(self) -> str:
         """Return the range as text."""
@@ -199,8 +205,7 @@ class NibbleList:
         out.align()
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
+class Ratio(NamedTuple):
     """Positive fraction in lowest terms as uv numerator, uv denominator.
 
     With a `table`, a u8 code comes first: 0 is followed by the explicit fraction, k stands for
@@ -256,13 +261,15 @@ class Ratio:
             raise LimitError(f"{context.where()} is {value}; allowed is {self.low}..{self.high}")
 
 
-@dataclass(frozen=True, slots=True)
-class Color:
+class Color(NamedTuple):
     """A u8 code for a common `ColorInfo`; 0 is followed by its four numbers as u8 each."""
 
     table: tuple[ColorInfo, ...]
 
-    label: ClassVar[str] = "u8 code, or 0, 4 × u8"
+    @property
+    def label(self) -> str:
+        """Return the type's name."""
+        return "u8 code, or 0, 4 × u8"
 
     def allowed(self) -> str:
         """Return the range as text."""
@@ -293,8 +300,7 @@ class Color:
             out.uint(out.bound(number, 0, 255), 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """Two integers of the same kind, as a tuple."""
 
     item: UVar

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from semvc.bitstream.wire import uv_bytes
 
@@ -71,8 +71,7 @@ def crc8(data: bytes) -> int:
     return value ^ 0xFF
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """A chunk's head: `kind` in 0..15, `nibble` (low bits of the place), and lengths in bytes."""
 
     kind: int

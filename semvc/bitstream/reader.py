@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from semvc.bitstream import fields, wire
 from semvc.bitstream.directory import Directory, by_skipping, from_index
@@ -61,8 +61,7 @@ class Gap:
     frames: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A whole chunk whose checksums hold at its place."""
 
     head: Head

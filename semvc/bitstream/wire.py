@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from enum import IntEnum
 from fractions import Fraction
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from semvc.errors import BitstreamError, LimitError, UnsupportedError, UsageError
 from semvc.types import ColorInfo, Limits
@@ -164,8 +164,7 @@ class Kind(Protocol):
         """Append `value`; raise UsageError or LimitError if it is not allowed."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(NamedTuple):
     """One field of a header as declared: `tag` is 0 for a plain field, else its record's tag."""
 
     name: str
