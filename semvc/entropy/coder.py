@@ -172,12 +172,12 @@ class _Writer:
         position, (lower, size) = self._encoder.pos()
         words: bytes = self._encoder.get_compressed().astype(">u4").tobytes()
         total = 4 * (position + 2)
-        point = int.from_bytes(words.ljust(total, b"\0"), "big")
-        low = point - ((point - lower) & _MASK)
+        point: int = int.from_bytes(words.ljust(total, b"\0"), "big")
+        low: int = point - ((point - int(lower)) & _MASK)
         if low == 0:
             return b"\0"
         best, zeros = low, 8
-        while (rounded := -(-low >> zeros) << zeros) < low + size:
+        while (rounded := -(-low >> zeros) << zeros) < low + int(size):
             best, zeros = rounded, zeros + 8
         return best.to_bytes(total, "big").rstrip(b"\0")
 
