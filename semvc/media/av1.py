@@ -38,20 +38,20 @@ _SAMPLES_PER_SECOND = 4_000_000  # fifty times slower than measured
 
 
 def encode_segment(
-    frames: UInt8, *, crf: float, preset: int = 5, fps: Fraction | int = 24
+    frames: UInt8, *, crf: float, preset: int = 2, fps: Fraction | int = 24
 ) -> tuple[bytes, bytes]:
     """Return (sequence header OBU, frame OBUs) of full-range RGB uint8 [T, h, w, 3].
 
-    One key frame, all others predicted within the segment. `crf` is 1 (best) to 70 in quarter steps, `preset` 0
-    (slowest) to 13, `fps` in frames per second. The same input gives the same bytes on one
-    machine. ValueError for arguments out of range, MediaError if the encoder fails.
+    One key frame, all others predicted within the segment. `crf` is 1 (best) to 70 in quarter
+    steps, `preset` 0 (slowest) to 13, `fps` in frames per second. The same input gives the same
+    bytes on one machine. ValueError for arguments out of range, MediaError if the encoder fails.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or len(frames) < 1 or not 1 <= crf <= 70:
         raise ValueError(f"cannot code {frames.shape} at crf {crf}")
     y, u, v = color.rgb_to_yuv420(frames)
     height, width = coded_size(y.shape[1], y.shape[2])
     try:
-        with _quiet():
+        with quiet_svt():
             context = _open_encoder(width, height, crf=crf, preset=preset, fps=Fraction(fps))
             data = b"".join(
                 bytes(packet)
@@ -335,7 +335,7 @@ def _pictures(planes: Planes, height: int, width: int) -> Iterator[av.VideoFrame
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_svt() -> Iterator[None]:
     """Keep SVT-AV1 from writing a banner: it takes its log level from the environment only."""
     before = os.environ.get("SVT_LOG")
     if before is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import sys
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import av
 
@@ -43,7 +43,7 @@ def decode_packets(
     DecodeFault when a picture has another size or format, when there are more or fewer of them,
     or when dav1d refuses.
     """
-    context = av.CodecContext.create("libdav1d", "r")
+    context = cast("av.VideoCodecContext", av.CodecContext.create("libdav1d", "r"))
     context.thread_count = 1
     context.options = {"max_pixels": str(width * height), "filmgrain": "0"}
     count = 0

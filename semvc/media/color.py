@@ -1,7 +1,8 @@
 """Pixel representation: matrix, range, chroma sampling, resizing and padding.
 
 The only place where pixels change representation; every frame array elsewhere is full-range RGB.
-Numpy only and without randomness: the same input gives the same output on the same machine.
+No randomness: the same input gives the same output on the same machine. FFmpeg's swscale converts
+pictures of files, always with its accurate integer paths; everything else is numpy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
+import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from semvc.errors import MediaError
+from semvc.types import ColorInfo
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,6 +26,21 @@ if TYPE_CHECKING:
     Planes = tuple[UInt16, UInt16, UInt16]
 
 BASE_BITS = 10
+PQ, HLG = 16, 18  # transfer characteristics of ITU-T H.273
+_LIMITED, _FULL = 1, 2  # colour ranges of FFmpeg
+_SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+_ACCURATE = (
+    Interpolation.BICUBIC
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+)
+_REFERENCE_WHITE = 203.0  # cd/m2 of diffuse white in HDR video (ITU-R BT.2408)
+_KNEE = 0.5  # of reference white: linear light above is rolled off
+_BT2020_TO_BT709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
+)
 LANCZOS_LOBES = 3
 _KR, _KB = 0.2126, 0.0722  # BT.709
 _BLOCK = 32  # outputs of one banded matrix product
@@ -99,6 +120,109 @@ def yuv420_to_rgb(planes: Planes) -> UInt8:
     return out
 
 
+def picture_color(picture: av.VideoFrame) -> ColorInfo:
+    """Return how the samples of a decoded picture are meant, with everything unsaid filled in.
+
+    An unspecified matrix follows the size as in players: BT.709 from 1280 columns or 577 rows on,
+    else BT.601. RGB counts as BT.709. MediaError for a matrix that cannot be converted.
+    """
+    name = picture.format.name
+    if picture.format.is_rgb or name.startswith("pal"):
+        return ColorInfo()
+    full = picture.color_range == _FULL or name.startswith("yuvj")
+    if name.startswith("gray") and picture.color_range != _LIMITED:
+        full = True
+    matrix = picture.colorspace
+    if matrix in (0, 2, 3):
+        matrix = 1 if picture.width >= 1280 or picture.height > 576 else 6
+    if matrix not in _SWSCALE_MATRIX:
+        raise MediaError(f"colour matrix {matrix} of ITU-T H.273 cannot be converted to RGB")
+    primaries, transfer = picture.color_primaries, picture.color_trc
+    if primaries in (0, 2, 3):
+        primaries = 9 if matrix in (9, 10) else 1 if matrix == 1 else 6
+    if transfer in (0, 2, 3):
+        transfer = 1 if matrix in (1, 9, 10) else 6
+    return ColorInfo(primaries, transfer, matrix, full)
+
+
+def is_hdr(color: ColorInfo) -> bool:
+    """Return whether `color` needs `picture_to_rgb` to map tones."""
+    return color.transfer in (PQ, HLG)
+
+
+def picture_to_rgb(
+    picture: av.VideoFrame, color: ColorInfo, *, height: int, width: int, scaler: VideoReformatter
+) -> UInt8:
+    """Return full-range RGB uint8 [height, width, 3] of a decoded picture of any pixel format.
+
+    HDR (PQ, HLG) is mapped to SDR with BT.709 primaries; otherwise primaries and transfer stay.
+    """
+    picture.color_range = _FULL if color.full_range or picture.format.is_rgb else _LIMITED
+    converted = scaler.reformat(
+        picture,
+        width,
+        height,
+        "rgb48le" if is_hdr(color) else "rgb24",
+        src_colorspace=_SWSCALE_MATRIX[color.matrix],
+        interpolation=_ACCURATE,
+        src_color_range=picture.color_range,
+        dst_color_range=_FULL,
+    )
+    rgb = converted.to_ndarray()
+    if is_hdr(color):
+        return tone_map(rgb.astype(np.uint16, copy=False), color.transfer)
+    return rgb.astype(np.uint8, copy=False)
+
+
+def rgb_to_picture(
+    frame: UInt8, color: ColorInfo, pixel_format: str, *, scaler: VideoReformatter
+) -> av.VideoFrame:
+    """Return full-range RGB uint8 [H, W, 3] as a picture of `pixel_format`, tagged as `color`."""
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    picture.color_range = _FULL
+    converted = scaler.reformat(
+        picture,
+        format=pixel_format,
+        dst_colorspace=_SWSCALE_MATRIX[color.matrix],
+        interpolation=_ACCURATE,
+        src_color_range=_FULL,
+        dst_color_range=_FULL if color.full_range or "bgr" in pixel_format else _LIMITED,
+    )
+    converted.color_primaries, converted.color_trc = color.primaries, color.transfer
+    if "bgr" not in pixel_format:
+        converted.colorspace = color.matrix
+    return converted
+
+
+def tone_map(rgb: UInt16, transfer: int) -> UInt8:
+    """Return SDR BT.709 uint8 [H, W, 3] of PQ or HLG BT.2020 uint16 [H, W, 3], both full range.
+
+    Linear light below half of reference white is kept; above, the largest of the three channels is
+    rolled off exponentially and the others follow, so hues stay.
+    """
+    light = _hdr_light(transfer)[rgb >> 4] @ _BT2020_TO_BT709.T
+    np.maximum(light, 0, out=light)
+    peak = light.max(axis=2, keepdims=True)
+    room = np.float32(1 - _KNEE)
+    rolled = np.float32(_KNEE) + room * (1 - np.exp(-(peak - np.float32(_KNEE)) / room))
+    gain = np.where(peak > _KNEE, rolled / np.maximum(peak, np.float32(_KNEE)), np.float32(1))
+    signal = np.power(light * gain, np.float32(1 / 2.4)) * np.float32(255)
+    return _to_dtype(signal, np.dtype(np.uint8))
+
+
+@lru_cache(maxsize=2)
+def _hdr_light(transfer: int) -> Float32:
+    """Linear light in units of reference white for each of 4096 code values (ITU-R BT.2100)."""
+    code = np.arange(4096) / 4095
+    if transfer == PQ:
+        root = code ** (1 / 78.84375)
+        light = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
+        return (10000 / _REFERENCE_WHITE * light ** (1 / 0.1593017578125)).astype(np.float32)
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
+    return (1000 / _REFERENCE_WHITE * scene**1.2).astype(np.float32)
+
+
 def pad_even(image: npt.NDArray[_Pixel]) -> npt.NDArray[_Pixel]:
     """Return [H, W, ...] with the last row and column repeated until both sides are even."""
     return pad_to(image, image.shape[0] + image.shape[0] % 2, image.shape[1] + image.shape[1] % 2)
@@ -143,7 +267,7 @@ def _double(plane: Float32) -> Float32:
 def _to_dtype(values: Float32, dtype: np.dtype[_Pixel]) -> npt.NDArray[_Pixel]:
     if dtype.kind == "f":
         return values.astype(dtype)
-    top = np.float32(np.iinfo(dtype).max)
+    top = np.float32((1 << 8 * dtype.itemsize) - 1)
     return (np.clip(values, np.float32(0), top) + np.float32(0.5)).astype(dtype)
 
 

@@ -1,0 +1,139 @@
+"""When the pictures of a video are shown, read from its packets without decoding them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+
+from semvc.errors import LimitError, MediaError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from semvc.types import Limits
+
+    Int64 = npt.NDArray[np.int64]
+
+_MIN_RATE, _MAX_RATE = Fraction(1, 60), Fraction(240)  # frames per second that a stream can state
+_COMMON_RATES = tuple(
+    Fraction(n, d)
+    for n, d in (
+        *((24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (50, 1), (60000, 1001), (60, 1)),
+        *(
+            (5, 1),
+            (8, 1),
+            (10, 1),
+            (12, 1),
+            (15, 1),
+            (16, 1),
+            (48, 1),
+            (100, 1),
+            (120, 1),
+            (240, 1),
+        ),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Presentation times: `count` pictures, 0 if not known before the end.
+
+    With a constant `rate`, picture i is shown at i / rate seconds and `pts` is empty. Otherwise
+    `rate` is None, and picture i is shown at pts[i] (int64 [count], from 0) in units of
+    `time_base`, the last one until `end`. `start` is the first one's time in the file, in seconds.
+    """
+
+    rate: Fraction | None
+    time_base: Fraction
+    count: int
+    pts: Int64
+    end: int
+    start: Fraction
+
+
+def scan(
+    container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, name: str
+) -> Timeline:
+    """Return the timeline of `stream`, reading all of `container`.
+
+    MediaError when the file ends before what it announces, LimitError for too many frames.
+    """
+    times: list[int | None] = []
+    last = (-(1 << 63), 0)  # pts and duration
+    try:
+        for packet in container.demux(stream):
+            if packet.size == 0 or packet.is_discard:
+                continue
+            times.append(packet.pts)
+            if packet.pts is not None:
+                last = max(last, (packet.pts, packet.duration or 0))
+            if len(times) > limits.max_frames:
+                raise LimitError(f"{name} has more than {limits.max_frames} frames")
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"{name} is damaged after {len(times)} frames: {error.strerror}"
+        ) from error
+    if not times:
+        raise MediaError(f"{name} has a video stream without frames")
+    if "mov" in container.format.name and len(times) < stream.frames and not _edited(stream, times):
+        raise MediaError(f"{name} is cut off: {len(times)} of {stream.frames} frames are there")
+    base = stream.time_base or Fraction(1, 90000)
+    if None in times:
+        return _without_times(stream, base, len(times))
+    pts = np.array(sorted(t for t in times if t is not None), np.int64)
+    duration = last[1]
+    if "mov" in container.format.name and len(times) == stream.frames and stream.duration:
+        # durations there follow the coding order, only their sum is right
+        duration = max(0, stream.duration - int(pts[-1] - pts[0])) or duration
+    return _from_times(stream, base, pts, duration)
+
+
+def constant(stream: av.VideoStream) -> Timeline:
+    """Return the timeline of a stream that cannot be read twice: constant rate, unknown length."""
+    rate = _declared(stream)[0] if _declared(stream) else Fraction(25)
+    return Timeline(rate, 1 / rate, 0, np.empty(0, np.int64), 0, Fraction(0))
+
+
+def _edited(stream: av.VideoStream, times: list[int | None]) -> bool:
+    """Whether fewer packets than announced can be an edit list's doing: the time is all there."""
+    known = [t for t in times if t is not None]
+    if not known or not stream.duration or not stream.frames:
+        return False
+    return max(known) - min(known) + 2 * stream.duration // stream.frames >= stream.duration
+
+
+def _declared(stream: av.VideoStream) -> list[Fraction]:
+    rates = (stream.guessed_rate, stream.average_rate, stream.base_rate)
+    return [rate for rate in rates if rate and _MIN_RATE <= rate <= _MAX_RATE]
+
+
+def _without_times(stream: av.VideoStream, base: Fraction, count: int) -> Timeline:
+    rate = (stream.average_rate or 0) or (stream.guessed_rate or 0)
+    if not _MIN_RATE <= rate <= _MAX_RATE:
+        rate = Fraction(25)
+    rate = Fraction(rate)
+    start = Fraction(stream.start_time or 0) * base
+    return Timeline(rate, 1 / rate, count, np.empty(0, np.int64), count, start)
+
+
+def _from_times(stream: av.VideoStream, base: Fraction, pts: Int64, last: int) -> Timeline:
+    start, pts = Fraction(int(pts[0])) * base, pts - pts[0]
+    count = len(pts)
+    rates = [*_declared(stream), *_COMMON_RATES]
+    if count > 1 and pts[-1] > 0:
+        rates.append((Fraction(count - 1) / (int(pts[-1]) * base)).limit_denominator(1001))
+    for rate in rates:
+        if not _MIN_RATE <= rate <= _MAX_RATE:
+            continue
+        ideal = np.arange(count) * float(1 / (rate * base))
+        if np.abs(pts - ideal).max() <= 1.01:  # ticks: containers round
+            return Timeline(rate, 1 / rate, count, np.empty(0, np.int64), count, start)
+    steps = np.maximum(np.diff(pts), 1)  # two pictures never share a time
+    pts = np.concatenate(([0], np.cumsum(steps)))
+    end = int(pts[-1]) + (last or int(steps[-1]))
+    return Timeline(None, base, count, pts, end, start)
