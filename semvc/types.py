@@ -88,14 +88,39 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """Everything that may change the bits of a stream.
+
+    `quality` is in [0, 63], quarter steps allowed, higher is better. `factor` and `step` are the
+    base layer's spatial and temporal factors (1, 2, 4 or 8), None to choose by content. `preset` is
+    SVT-AV1's, 0 slowest to 13. `skeleton` is the text of a COCO keypoint file. `audio` is opus,
+    copy or none; `audio_kbps` applies to opus. `title` is shown by `info`.
+    """
+
+    profile: str = "disco"
+    quality: float = 32.0
+    segment_seconds: float = 4.5
+    preset: int = 4
+    seed: int = 0
+    factor: int | None = None
+    step: int | None = None
+    caption: str = ""
+    sketch: bool = False
+    skeleton: str = ""
+    audio: str = "opus"
+    audio_kbps: int = 12
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """How to compute; nothing here may change a signal.
 
-    `device` is auto, cpu, cuda, cuda:N or mps; `dtype` auto, float32 or bfloat16; `threads` 0
-    leaves the choice to torch; `models_dir` is searched before the bundled models.
+    `device` is auto, cpu, cuda, cuda:N or mps; `dtype` auto, float32 or bfloat16; `models_dir` is
+    searched before the bundled models; `any_decoder` lets a model decode streams made for another.
     """
 
     device: str = "auto"
     dtype: str = "auto"
-    threads: int = 0
     models_dir: Path | None = None
+    any_decoder: bool = False

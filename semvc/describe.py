@@ -1,0 +1,97 @@
+"""What `info` and `models list` say: a stream's account beside the models at hand.
+
+Standard library only, so that `info` starts quickly. The JSON and the text come from the same rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from semvc import weights
+from semvc.bitstream.probe import StreamInfo
+
+_NOTE = "the picture is a semantic reconstruction: fine detail is plausible, not recorded"
+
+
+def stream(found: StreamInfo, models_dir: Path | None, *, segments: bool) -> dict[str, Any]:
+    """Return everything `info --json` prints: the stream's account, its models and possible tiers."""
+    rows: dict[str, Any] = dict(found.to_json(segments=segments))
+    named = weights.by_decoder(found.header.decoder_id, models_dir)
+    made_for: dict[str, Any] = {
+        "role": "generator",
+        "id": found.header.decoder_id.hex() if named is None else named.id,
+        "available": named is not None and weights.folder(named, models_dir) is not None,
+    }
+    if named is not None:
+        made_for["signals_read"] = list(named.signals)
+    rows["models"] = [made_for]
+    installed = [
+        ref.tier
+        for ref in weights.index(models_dir)
+        if ref.profile == rows["profile"] and weights.folder(ref, models_dir) is not None
+    ]
+    rows["tiers"] = ["preview", *installed]
+    rows["disclosure"] = _NOTE
+    return rows
+
+
+def model(ref: weights.ModelRef, models_dir: Path | None) -> dict[str, Any]:
+    """Return a row of `models list`."""
+    return {
+        "id": ref.id,
+        "decoder_id": ref.decoder_id().hex(),
+        "role": ref.role,
+        "profile": ref.profile,
+        "tier": ref.tier,
+        "available": weights.folder(ref, models_dir) is not None,
+        "bytes": ref.bytes,
+        "licence": ref.licence,
+        "source": ref.source,
+        "signals": list(ref.signals),
+    }
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Return the account as text for a terminal; text from the stream is escaped."""
+    size = rows["bytes"]
+    lines = [
+        f"profile    {rows['profile']}, format {rows['header']['version']}",
+        f"picture    {rows['width']}x{rows['height']}, {rows['frames']} frames,"
+        f" {rows['frame_rate']} fps, {rows['duration_s']:.2f} s",
+        f"rate       {size} bytes, {rows['bpp']:.5f} bpp, {rows['kbps']:.2f} kbit/s"
+        f" (picture alone {rows['video_bpp']:.5f} bpp, {rows['video_kbps']:.2f} kbit/s)",
+        f"segments   {rows['segments']}",
+        "",
+        f"{'bytes':>10}  {'share':>6}  {'count':>5}  section",
+    ]
+    for item in rows["sections"]:
+        lines.append(
+            f"{item['bytes']:>10}  {item['bytes'] / max(size, 1):6.1%}  {item['count']:>5}  {item['type']}"
+        )
+    lines.append(
+        f"{rows['overhead_bytes']:>10}  {rows['overhead_bytes'] / max(size, 1):6.1%}         container"
+    )
+    lines.append("")
+    for item in rows["models"]:
+        state = "installed" if item["available"] else "not installed"
+        reads = ", reads " + ", ".join(item["signals_read"]) if "signals_read" in item else ""
+        lines.append(f"made for   {item['id']} ({state}{reads})")
+    lines.append(f"tiers      {', '.join(rows['tiers'])}")
+    if title := rows["header"].get("title"):
+        lines.append(f"title      {printable(str(title))}")
+    if not rows["complete"]:
+        lines.append("state      incomplete or damaged; 'semvc verify' says where")
+    lines += [f"warning    {printable(w)}" for w in rows["warnings"]]
+    lines.append(f"note       {rows['disclosure']}")
+    for row in rows.get("table", []):
+        parts = ", ".join(f"{k} {v}" for k, v in row["sections"].items())
+        lines.append(
+            f"segment {row['index']:>5}  frames {row['start']}+{row['frames']}  {row['bytes']} bytes: {parts}"
+        )
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Return `text` with control and direction-changing characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,79 @@
+"""The profiles: how a clip becomes sections and sections become a clip.
+
+Nothing else in the program knows which profile is running. Classes are named by text and imported on
+use, so that the rest of the program has no import path to torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from semvc.bitstream.headers import ProfileId, SectionType, StreamHeader
+from semvc.errors import UnsupportedError, UsageError
+from semvc.types import Clip, EncodeOptions, Runtime, UInt8
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from semvc.bitstream.segments import Segment
+
+_CLASSES = {
+    ProfileId.DISCO: "semvc.profiles.disco:Disco",
+}
+TIERS = ("preview", "small")
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """One segment's sections and the CRC-32 of all entropy-coded integers in them."""
+
+    sections: dict[SectionType, bytes]
+    check: int
+
+
+class Profile(Protocol):
+    """One decoding process. An object serves one stream, in one direction.
+
+    Encoding: `begin` looks at the first clip and returns the header fields that this profile
+    decides; then `encode` is called for each clip. Decoding: `unpack` turns a segment's sections
+    into signals (integers only), `synthesize` turns those into pictures.
+    """
+
+    id: ClassVar[ProfileId]
+
+    def begin(self, clip: Clip, options: EncodeOptions) -> dict[str, Any]: ...
+
+    def encode(self, clip: Clip, start: int, quality: float) -> Coded: ...
+
+    def unpack(self, segment: Segment, header: StreamHeader) -> tuple[Any, int]: ...
+
+    def load(self, header: StreamHeader, tier: str, steps: int, runtime: Runtime) -> None: ...
+
+    def synthesize(
+        self, signals: Any, segment: Segment, header: StreamHeader
+    ) -> Iterator[UInt8]: ...
+
+    def dump(self, signals: Any, segment: Segment, header: StreamHeader, folder: Path) -> None: ...
+
+
+def create(profile: ProfileId) -> Profile:
+    """Return a new object of a profile; UnsupportedError if this program has none."""
+    if profile not in _CLASSES:
+        known = ", ".join(p.name.lower() for p in _CLASSES)
+        raise UnsupportedError(f"profile {profile.name.lower()} cannot be decoded here; known: {known}")
+    module, name = _CLASSES[profile].split(":")
+    made: Profile = getattr(importlib.import_module(module), name)()
+    return made
+
+
+def by_name(name: str) -> ProfileId:
+    """Return the profile of a name as typed by a user; UsageError if there is none."""
+    for profile in _CLASSES:
+        if profile.name.lower() == name:
+            return profile
+    known = ", ".join(p.name.lower() for p in _CLASSES)
+    raise UsageError(f"unknown profile {name!r}; known: {known}")
+

@@ -1,0 +1,174 @@
+"""Training losses as modules; each returns a scalar and names its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+_TAPS = (2, 2, 3, 3, 3)  # convolutions of VGG16's five blocks
+
+
+def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """Smooth L1 distance (Charbonnier et al. 1994), mean over all elements."""
+    return ((a - b).square() + epsilon**2).sqrt().mean()
+
+
+def temporal(now: Tensor, before: Tensor, true_now: Tensor, true_before: Tensor) -> Tensor:
+    """Error of the change from frame to frame, weighted to where the source is still.
+
+    Boiling texture shows where nothing should move; where the source moves, per-frame losses lead.
+    """
+    change = true_now - true_before
+    weight = torch.exp(-change.abs().mean(1, keepdim=True) * 20)
+    return (weight * ((now - before) - change).abs()).mean()
+
+
+class Perceptual(nn.Module):
+    """LPIPS (Zhang et al. 2018) and DISTS (Ding et al. 2020) on one pass of VGG16.
+
+    `folder` holds `vgg16-features-fp16.safetensors` (torchvision's tensor names) and
+    `heads.safetensors` (`vgg.lin0..4`, `dists.alpha`, `dists.beta`). The features come from max
+    pooling for both, so the DISTS term differs from the published one (L2 pooling) in its values.
+    The weights are never part of a trained model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        state = load_file(folder / "vgg16-features-fp16.safetensors")
+        heads = load_file(folder / "heads.safetensors")
+        ids = sorted({int(name.split(".")[1]) for name in state})
+        self.convolutions = nn.ModuleList()
+        for i in ids:
+            weight = state[f"features.{i}.weight"]
+            layer = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            layer.weight.data.copy_(weight)
+            layer.bias.data.copy_(state[f"features.{i}.bias"])
+            self.convolutions.append(layer)
+        self.heads = nn.ParameterList(heads[f"vgg.lin{i}"].float() for i in range(5))
+        self.alpha = nn.Parameter(heads["dists.alpha"].float())
+        self.beta = nn.Parameter(heads["dists.beta"].float())
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+        self.requires_grad_(False)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return VGG16's relu1_2 to relu5_3 of `x` [B, 3, H, W] in [-1, 1]."""
+        x = ((x - self.shift) / self.scale).to(
+            self.convolutions[0].weight.dtype, memory_format=torch.channels_last
+        )
+        found, layers = [], iter(self.convolutions)
+        for block, count in enumerate(_TAPS):
+            if block:
+                x = F.max_pool2d(x, 2)
+            for _ in range(count):
+                x = F.relu(next(layers)(x))
+            found.append(x)
+        return found
+
+    def forward(self, made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the LPIPS-VGG and the DISTS distance of [B, 3, H, W] frames in [-1, 1]."""
+        with torch.no_grad():
+            goal = self.features(true)
+        found = self.features(made)
+        ones = [torch.ones_like(self.alpha[:3]), *self.heads]
+        lpips, total, at = made.new_zeros(()), made.new_zeros(()), 0
+        for level, (a, b, head) in enumerate(zip([made, *found], [true, *goal], ones, strict=True)):
+            end = at + a.shape[1]
+            sums, maps = _Moments.apply(a, b, head)
+            total = total + self._similarity(sums, slice(at, end), a.shape[2] * a.shape[3])
+            lpips = lpips + (_unit_distance(maps) if level else 0)
+            at = end
+        return lpips, 1 - total / (self.alpha.sum() + self.beta.sum())
+
+    def _similarity(self, sums: Tensor, channels: slice, count: int) -> Tensor:
+        """DISTS's texture and structure terms of one level, from the sums over space [5, B, C]."""
+        ma, mb, saa, sbb, sab = (sums / count).unbind(0)
+        va, vb = saa - ma.square(), sbb - mb.square()
+        texture = (2 * ma * mb + 1e-6) / (ma.square() + mb.square() + 1e-6)
+        structure = (2 * (sab - ma * mb) + 1e-6) / (va.clamp_min(0) + vb.clamp_min(0) + 1e-6)
+        return (self.alpha[channels] * texture + self.beta[channels] * structure).mean(0).sum()
+
+
+def _unit_distance(maps: Tensor) -> Tensor:
+    """LPIPS's distance of one level from the sums over channels [5, B, H*W]."""
+    aa, bb, waa, wbb, wab = maps.unbind(0)
+    aa, bb = aa + 1e-10, bb + 1e-10
+    return (waa / aa + wbb / bb - 2 * wab / (aa * bb).sqrt()).mean()
+
+
+class _Moments(torch.autograd.Function):
+    """All sums that LPIPS and DISTS need of two feature maps [B, C, H, W], in few passes.
+
+    Returns the sums over space of a, b, a^2, b^2, ab [5, B, C], and those over channels of
+    a^2, b^2, w a^2, w b^2, w ab [5, B, H*W]. The gradient goes to `a` alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the sums in float32."""
+        x, y = (t.detach().permute(0, 2, 3, 1).flatten(1, 2).float() for t in (a, b))
+        xx, yy, xy = x * x, y * y, x * y
+        sums = torch.stack([t.sum(1) for t in (x, y, xx, yy, xy)])
+        heads = torch.stack([torch.ones_like(weight), weight], 1)
+        px, py = xx @ heads, yy @ heads
+        maps = torch.stack([px[..., 0], py[..., 0], px[..., 1], py[..., 1], xy @ weight])
+        ctx.save_for_backward(a, b, weight)
+        return sums, maps
+
+    @staticmethod
+    def backward(ctx: Any, by_sums: Tensor, by_maps: Tensor) -> tuple[Tensor, None, None]:
+        """Combine both gradients, linear in a and b at every element."""
+        a, b, w = ctx.saved_tensors
+        x, y = (t.permute(0, 2, 3, 1).flatten(1, 2).float() for t in (a, b))
+        own = torch.addcmul(2 * by_sums[2][:, None], 2 * by_maps[2][..., None], w)
+        own = own.add_(2 * by_maps[0][..., None]).mul_(x)
+        other = torch.addcmul(by_sums[4][:, None], by_maps[4][..., None], w)
+        grad = own.addcmul_(other, y).add_(by_sums[0][:, None])
+        height, width = a.shape[2:]
+        return grad.unflatten(1, (height, width)).permute(0, 3, 1, 2).to(a.dtype), None, None
+
+
+class Discriminator(nn.Module):
+    """Patch critic of a frame beside its base layer, at two scales (Wang et al. 2018, pix2pixHD)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(_Critic(width) for _ in range(2))
+
+    def forward(self, frame: Tensor, base: Tensor) -> list[Tensor]:
+        """Return the scores of both scales for [B, 3, H, W] frames and held base frames."""
+        x = torch.cat([frame, base], 1)
+        return [self.scales[0](x), self.scales[1](F.avg_pool2d(x, 2))]
+
+
+class _Critic(nn.Sequential):
+    def __init__(self, width: int) -> None:
+        sn = nn.utils.parametrizations.spectral_norm
+        super().__init__(
+            nn.PixelUnshuffle(2),
+            sn(nn.Conv2d(24, width, 3, padding=1)),
+            nn.LeakyReLU(0.2),
+            sn(nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)),
+            nn.LeakyReLU(0.2),
+            sn(nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1)),
+            nn.LeakyReLU(0.2),
+            sn(nn.Conv2d(4 * width, 1, 3, padding=1)),
+        )
+
+
+def hinge_critic(real: list[Tensor], made: list[Tensor]) -> Tensor:
+    """Hinge loss of the critic (Lim and Ye 2017)."""
+    return sum(
+        (F.relu(1 - r.float()).mean() + F.relu(1 + m.float()).mean() for r, m in zip(real, made, strict=True)),
+        start=real[0].new_zeros((), dtype=torch.float32),
+    )
+
+
+def hinge_generator(made: list[Tensor]) -> Tensor:
+    """Hinge loss of the generator."""
+    return -sum((m.float().mean() for m in made), start=made[0].new_zeros((), dtype=torch.float32))

@@ -1,0 +1,123 @@
+"""Where models lie, what they are called, and whether they are what they claim: standard library only.
+
+A model is a folder with `config.toml` and `weights.safetensors`, and a row of `index.toml`. Folders are
+looked for in the one the user names, then among the bundled models. Nothing is ever downloaded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from semvc.errors import ModelError
+
+CONFIG, WEIGHTS = "config.toml", "weights.safetensors"
+_PACKAGE = Path(__file__).parent
+BUNDLED = (_PACKAGE / "_models", _PACKAGE.parent / "models")  # installed wheel, source tree
+_SYNTHESIS_VERSION = 1  # raised when conditioning, noise or sampling changes what a model gives
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """One row of `index.toml`: what a model is, and the SHA-256 of its two files.
+
+    `signals` are the section names that the model reads; `bytes` is the size of its weights.
+    """
+
+    id: str
+    role: str
+    profile: str
+    tier: str
+    bytes: int
+    weights_sha256: str
+    config_sha256: str
+    licence: str
+    source: str
+    signals: tuple[str, ...]
+
+    def decoder_id(self) -> bytes:
+        """Return the 4 bytes that a stream's header holds: a hash of all that decides the picture.
+
+        That is the canonical JSON of the model's hashes and of the version of the synthesis around it.
+        """
+        manifest = {
+            "config": self.config_sha256,
+            "model": self.id,
+            "synthesis": _SYNTHESIS_VERSION,
+            "weights": self.weights_sha256,
+        }
+        text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).digest()[:4]
+
+
+def index(models_dir: Path | None = None) -> tuple[ModelRef, ...]:
+    """Return all known models, those of `models_dir` first; ModelError for an unreadable index."""
+    found: dict[str, ModelRef] = {}
+    for folder in _folders(models_dir):
+        path = folder / "index.toml"
+        if not path.is_file():
+            continue
+        try:
+            rows = tomllib.loads(path.read_text("utf-8")).get("model", [])
+            refs = [ModelRef(**{**row, "signals": tuple(row["signals"])}) for row in rows]
+        except (tomllib.TOMLDecodeError, TypeError, KeyError, UnicodeDecodeError) as error:
+            raise ModelError(f"{path} cannot be read: {error}") from error
+        for ref in refs:
+            found.setdefault(ref.id, ref)
+    return tuple(found.values())
+
+
+def for_profile(profile: str, tier: str, models_dir: Path | None = None) -> ModelRef:
+    """Return the model that decodes `profile` at `tier`; ModelError if none is known."""
+    for ref in index(models_dir):
+        if (ref.profile, ref.tier) == (profile, tier):
+            return ref
+    raise ModelError(
+        f"no model for profile {profile} at tier {tier} is installed; see 'semvc models list',"
+        " or decode with --tier preview, which needs none"
+    )
+
+
+def by_decoder(decoder_id: bytes, models_dir: Path | None = None) -> ModelRef | None:
+    """Return the model whose `decoder_id` a stream names, or None if it is not installed."""
+    return next((ref for ref in index(models_dir) if ref.decoder_id() == decoder_id), None)
+
+
+def folder(ref: ModelRef, models_dir: Path | None = None) -> Path | None:
+    """Return the folder that holds the model's files, unverified; None if there is none."""
+    for root in _folders(models_dir):
+        path = root / ref.id
+        if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
+            return path
+    return None
+
+
+def resolve(ref: ModelRef, models_dir: Path | None = None) -> Path:
+    """Return the model's folder after its files' full SHA-256 matched; ModelError otherwise."""
+    path = folder(ref, models_dir)
+    if path is None:
+        raise ModelError(
+            f"model {ref.id} is not installed (it needs {ref.bytes} bytes of weights);"
+            " give its folder's parent with --models-dir"
+        )
+    for name, expected in ((CONFIG, ref.config_sha256), (WEIGHTS, ref.weights_sha256)):
+        found = sha256(path / name)
+        if found != expected:
+            raise ModelError(
+                f"{path / name} is not the file that model {ref.id} consists of:"
+                f" SHA-256 {found[:16]}, expected {expected[:16]}; restore it from the release"
+            )
+    return path
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folders(models_dir: Path | None) -> tuple[Path, ...]:
+    return (() if models_dir is None else (models_dir,)) + BUNDLED
