@@ -67,11 +67,12 @@ def _edited(
     left = tuple(kind for kind in header.sections if kind not in drop)
     if not left:
         raise UsageError("no section would be left")
+    lost = set(drop)
     header = dataclasses.replace(header, sections=left)
-    if not AUDIO_SECTIONS & set(left):
+    if lost & AUDIO_SECTIONS and not AUDIO_SECTIONS & set(left):
         header = dataclasses.replace(header, audio=b"")
-    if not _BASE_SECTIONS & set(left):
+    if lost & _BASE_SECTIONS and not _BASE_SECTIONS & set(left):
         header = dataclasses.replace(header, sequence_header=b"", base_size=None)
-    if SectionType.TIMING not in left:
+    if SectionType.TIMING in lost:
         header = dataclasses.replace(header, time_base=None)
     return header

@@ -126,12 +126,13 @@ class PartFile:
             else:
                 self._rename_without_replacing()
             _sync_folder(self.path.parent)
-            self.sink.close()
         except OSError as error:
             raise ResourceError(
                 f"cannot put {self.path} in place: {error.strerror}; it is whole in"
                 f" {self.part_path}"
             ) from error
+        finally:
+            self.sink.close()
 
     def _rename_without_replacing(self) -> None:
         try:

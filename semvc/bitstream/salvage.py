@@ -59,11 +59,12 @@ class Finder:
         window = self._window
         head = self._framing.head(window.take(damaged.offset, damaged.offset + MAX_HEAD))
         if head is not None and head.length <= self._limits.max_chunk_bytes:
-            # The length is under its own checksum: usually only this chunk is lost.
-            after = Place(damaged.offset + head.total, damaged.index, damaged.start)
-            found = self._accept(after, after.offset)
-            if found is not None:
-                return found
+            # The chunk may be whole and only come too early. If not, its length is under its own
+            # checksum: usually only this one is lost.
+            for offset in (damaged.offset, damaged.offset + head.total):
+                found = self._accept(damaged, offset)
+                if found not in (None, damaged):
+                    return found
         at = damaged.offset + 1
         while window.need(at + BLOCK + MAX_HEAD) > at:
             found = self._scan(damaged, at, min(at + BLOCK, window.high))
@@ -138,6 +139,8 @@ class Finder:
         return Place(offset, index, total)
 
     def _chunk(self, offset: int) -> tuple[Head, bytes] | None:
+        if self._window.need(offset) < offset:
+            return None
         head = self._framing.head(self._window.take(offset, offset + MAX_HEAD))
         if head is None or head.length > self._limits.max_chunk_bytes:
             return None

@@ -49,7 +49,7 @@ class Window:
 
     def take(self, start: int, end: int) -> bytes:
         """Return the bytes from `start` up to `end`, fewer if the source ends before."""
-        if not self._base <= start <= self.high:
+        if start < self._base or (start > self.high and self.seekable):
             self.seek(start)
         self.need(end)
         return bytes(self._data[start - self._base : end - self._base])
