@@ -237,14 +237,18 @@ class VideoWriter:
             self._container.close()
 
     def _mux_last(self, end: int) -> None:
-        """MP4 adds up durations in coding order, so the last packet makes the sum right."""
-        if self._last is None or self._begin is None:
+        """Mux the packet held back. MP4 adds durations up in coding order: a last packet that is
+        not the last picture is given what makes the sum right.
+        """
+        packet, begin = self._last, self._begin
+        if packet is None or begin is None or packet.pts is None or packet.dts is None:
             return
-        if self._container.format.name in ("mp4", "mov") and self._last.dts is not None:
-            rest = end - self._begin[0] - (self._last.dts - self._begin[1])
-            self._last.duration = max(1, rest)
+        if self._container.format.name in ("mp4", "mov") and (
+            packet.pts + (packet.duration or 0) < end
+        ):
+            packet.duration = max(1, end - begin[0] - (packet.dts - begin[1]))
         with self._errors():
-            self._container.mux(self._last)
+            self._container.mux(packet)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
