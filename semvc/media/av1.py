@@ -20,7 +20,7 @@ import av
 import numpy as np
 
 from semvc.errors import BitstreamError, LimitError, MediaError
-from semvc.media import av1_child, color
+from semvc.media import av1_child, color, obu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from semvc.media.color import Planes, UInt8, UInt16
 
 MIN_SIDE = 16  # smaller pictures are coded padded to this
-SEQUENCE_HEADER, TEMPORAL_DELIMITER, FRAME_HEADER, TILE_GROUP, FRAME = 1, 2, 3, 4, 6
 _PARAMS = "lp=1:scm=0:keyint=-1:tune=1"
-_SECTION = "BASE_AV1"
 MAX_SEGMENT_SAMPLES = 1 << 30  # luma samples of a segment's base layer
 _CHILD_BYTES = 256 << 20  # address space of a child; measured: 200 MB before the first picture
 _CHILD_BYTES_PER_SAMPLE = 48  # and 32 for each luma sample of a picture
@@ -60,11 +58,11 @@ def encode_segment(
             )
     except av.FFmpegError as error:
         raise MediaError(f"SVT-AV1 cannot code {width}x{height}: {error.strerror}") from error
-    obus = list(split_obus(data))
-    headers = {obu for kind, obu in obus if kind == SEQUENCE_HEADER}
+    obus = list(obu.split_obus(data))
+    headers = {whole for kind, whole in obus if kind == obu.SEQUENCE_HEADER}
     if len(headers) != 1:
         raise MediaError(f"SVT-AV1 wrote {len(headers)} different sequence headers")
-    kept = (obu for kind, obu in obus if kind in (FRAME_HEADER, TILE_GROUP, FRAME))
+    kept = (whole for kind, whole in obus if kind in obu.CODED)
     return headers.pop(), b"".join(kept)
 
 
@@ -105,8 +103,8 @@ class SegmentDecoder:
         (width, height), (rows, columns) = size, coded_size(size[1], size[0])
         if rows * columns * frames > MAX_SEGMENT_SAMPLES:
             raise LimitError(f"base layer of {frames} frames {width}x{height}: too much at once")
-        check_sequence_header(sequence_header, columns, rows)
-        packets = _packets(sequence_header, obus, frames)
+        obu.check_sequence_header(sequence_header, columns, rows)
+        packets = obu.frame_packets(sequence_header, obus, frames)
         half = ((rows + 1) // 2, (columns + 1) // 2)
         planes = [np.empty((frames, *shape), np.uint16) for shape in ((rows, columns), half, half)]
         if self._isolate:
@@ -169,102 +167,6 @@ def coded_size(height: int, width: int) -> tuple[int, int]:
     return max(height, MIN_SIDE), max(width, MIN_SIDE)
 
 
-def split_obus(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (type, whole OBU) of a sequence of OBUs that all carry their size.
-
-    BitstreamError for reserved bits, a missing or over-long size, or a size beyond the end.
-    """
-    at = 0
-    while at < len(data):
-        head = data[at]
-        if head & 0x81 or not head & 2:
-            raise BitstreamError("OBU header", offset=at, section=_SECTION)
-        kind, start = head >> 3 & 15, at + 1 + (head >> 2 & 1)
-        size = 0
-        for shift in range(0, 28, 7):
-            if start >= len(data):
-                raise BitstreamError("OBU cut off", offset=at, section=_SECTION)
-            size |= (data[start] & 0x7F) << shift
-            start += 1
-            if not data[start - 1] & 0x80:
-                break
-        else:
-            raise BitstreamError("OBU size", offset=at, section=_SECTION)
-        if start + size > len(data):
-            raise BitstreamError("OBU cut off", offset=at, section=_SECTION)
-        yield kind, data[at : start + size]
-        at = start + size
-
-
-def check_sequence_header(obu: bytes, width: int, height: int) -> None:
-    """Raise BitstreamError unless `obu` announces what this module writes.
-
-    That is: main profile, 10 bit 4:2:0, pictures of `width` x `height` at most, one operating
-    point, no still picture, no timing, no frame ids, no scaling, no film grain (AV1 5.5).
-    """
-    obus = list(split_obus(obu))
-    if len(obus) != 1 or obus[0][0] != SEQUENCE_HEADER:
-        raise BitstreamError("one sequence header expected", section=_SECTION)
-    bits = _Bits(obu[2:])  # such a header is short: its size takes one byte
-    ok = bits.read(3) == 0  # profile
-    ok &= bits.read(9) == 0  # still, reduced, timing, delay, operating points - 1
-    bits.read(12)  # operating point
-    if bits.read(5) > 7:  # level
-        bits.read(1)
-    sizes = bits.read(4) + 1, bits.read(4) + 1
-    ok &= (bits.read(sizes[0]) + 1, bits.read(sizes[1]) + 1) == (width, height)
-    ok &= bits.read(1) == 0  # frame ids
-    bits.read(7)
-    order_hint = bits.read(1)
-    bits.read(2 * order_hint)
-    tools = 2 if bits.read(1) else bits.read(1)
-    if tools and not bits.read(1):
-        bits.read(1)
-    bits.read(3 * order_hint)
-    ok &= bits.read(1) == 0  # super-resolution
-    bits.read(2)
-    ok &= bits.read(3) == 0b100  # high bit depth, not monochrome, no colour description
-    bits.read(4)
-    ok &= bits.read(1) == 0  # film grain
-    if not ok or bits.past_end:
-        raise BitstreamError("sequence header asks for something else", section=_SECTION)
-
-
-class _Bits:
-    """Reads bits, most significant first; zeros past the end."""
-
-    def __init__(self, data: bytes) -> None:
-        self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
-
-    def read(self, count: int) -> int:
-        self._left -= count
-        if self._left < 0:
-            return 0
-        return self._value >> self._left & ((1 << count) - 1)
-
-    @property
-    def past_end(self) -> bool:
-        return self._left < 0
-
-
-def _packets(sequence_header: bytes, obus: bytes, frames: int) -> list[bytes]:
-    """One packet for each coded or repeated frame, so that each gives one picture at most."""
-    packets: list[bytes] = []
-    for kind, obu in split_obus(obus):
-        if kind == TILE_GROUP and packets:
-            packets[-1] += obu
-        elif kind in (FRAME_HEADER, FRAME):
-            packets.append(obu)
-        else:
-            raise BitstreamError(f"OBU type {kind} in a segment", section=_SECTION)
-    if len(packets) < frames:
-        raise BitstreamError(f"{len(packets)} coded frames for {frames}", section=_SECTION)
-    if len(packets) > 3 * frames + 8:  # hidden references and overlays included
-        raise LimitError(f"base layer: {len(packets)} coded frames for {frames}")
-    packets[0] = sequence_header + packets[0]
-    return packets
-
-
 def _exchange(
     child: subprocess.Popen[bytes], request: bytes, packets: list[bytes], planes: list[UInt16]
 ) -> None:
@@ -300,7 +202,7 @@ def _fill(pictures: Iterator[list[bytes]], planes: list[UInt16]) -> None:
 
 def _fault(kind: bytes, reason: str) -> BitstreamError | LimitError:
     if kind == av1_child.DAMAGED:
-        return BitstreamError(reason, section=_SECTION)
+        return BitstreamError(reason, section=obu.SECTION)
     return LimitError(f"base layer: {reason}")
 
 
