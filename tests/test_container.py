@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import random
+import threading
 import time
 import tracemalloc
 from dataclasses import replace
@@ -57,6 +59,13 @@ class Trickle(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         return self._data.read(min(size, self._rng.randrange(1, 8)))
+
+
+class Broken(io.RawIOBase):
+    """A source on a failing disk."""
+
+    def read(self, size: int = -1) -> bytes:
+        raise OSError(5, "Input/output error")
 
 
 class Miser(io.BytesIO):
@@ -203,6 +212,26 @@ def test_pipes_that_give_few_bytes_read_the_same() -> None:
     pipe = Trickle(bytes(bad))  # type: ignore[assignment]
     assert [key(s) for s in StreamReader(pipe, salvage=True)] == keys(bytes(bad), salvage=True)
     assert probe(Trickle(raw)).to_json() == probe(io.BytesIO(raw)).to_json()  # type: ignore[arg-type]
+
+
+def test_a_real_pipe_reads_the_same() -> None:
+    raw = sample_stream(segments=30, payload=9000)
+    reader, writer = os.pipe()
+
+    def feed() -> None:
+        with os.fdopen(writer, "wb") as sink:
+            sink.write(raw)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    with os.fdopen(reader, "rb", buffering=0) as source:
+        assert [key(segment) for segment in StreamReader(source)] == keys(raw)
+    thread.join()
+
+
+def test_a_source_that_fails_is_a_resource_error() -> None:
+    with pytest.raises(ResourceError, match="cannot read"):
+        StreamReader(Broken())  # type: ignore[arg-type]
 
 
 def test_a_pipe_is_read_once_and_has_no_random_access() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from strategies import chunks_of, fill, golden, keys, sample_header, sample_stream, sealed_header
@@ -116,6 +119,15 @@ def test_verify_tells_intact_from_damaged() -> None:
     report = verify(io.BytesIO(raw))
     assert not report.ok and report.exit_code == 4 and report.segments == 3
     assert report.to_json()["damage"]
+
+
+def test_probing_loads_the_standard_library_only() -> None:
+    code = (
+        "import sys, semvc.bitstream.container; "
+        "heavy = {'numpy', 'torch', 'av', 'click', 'constriction', 'diffusers', 'tqdm'};"
+        "sys.exit(', '.join(heavy & sys.modules.keys()) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_edit_drops_sections_and_what_belongs_to_them() -> None:

@@ -6,6 +6,7 @@ import io
 import random
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from oracles import check_damaged, check_hostile
@@ -95,6 +96,11 @@ def test_damaged_bytes_never_mislead() -> None:
 
 def test_hostile_streams_give_only_declared_errors() -> None:
     run_hostile_streams(4000, seed=5)
+
+
+def test_what_fuzzing_once_found_stays_fixed() -> None:
+    for path in Path(__file__).parent.glob("corpus/regressions/*.svc"):
+        check_hostile(path.read_bytes())
 
 
 @pytest.mark.nightly

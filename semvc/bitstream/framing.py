@@ -9,6 +9,7 @@ unknown bytes before a known CRC-32 have exactly one solution.
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from enum import IntEnum
@@ -47,6 +48,7 @@ def _crc8_table() -> bytes:
     return bytes(table)
 
 
+@functools.cache
 def _crc32_undo_table() -> list[tuple[int, int]]:
     # By the top byte of a state after one zero byte: the state's lost low byte, and its table row.
     rows = [(0, 0)] * 256
@@ -59,7 +61,6 @@ def _crc32_undo_table() -> list[tuple[int, int]]:
 
 
 CRC8 = _crc8_table()  # polynomial 0x2F; start and final inversion 0xFF (CRC-8/AUTOSAR)
-_UNDO = _crc32_undo_table()
 _ONES = 0xFFFFFFFF
 
 
@@ -145,8 +146,8 @@ def index_of(prefix: int, undone: int, start: int) -> int:
 
 def undo(crc: int) -> int:
     """Return x such that `x ^ word` is the CRC-32 before the little-endian `word` gave `crc`."""
-    state = crc ^ _ONES
+    state, rows = crc ^ _ONES, _crc32_undo_table()
     for _ in range(4):
-        low, row = _UNDO[state >> 24]
+        low, row = rows[state >> 24]
         state = ((state ^ row) << 8 | low) & _ONES
     return state ^ _ONES

@@ -9,10 +9,13 @@ import errno
 import fcntl
 import io
 import os
-from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 from semvc.errors import ResourceError, SemvcError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
 
 
 class PartFile:
