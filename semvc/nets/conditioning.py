@@ -6,10 +6,16 @@ skeletons. Training and decoding share these functions, so that a model sees wha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
+from semvc.media import color
+
 UInt8 = npt.NDArray[np.uint8]
+
+FACTORS = (1, 2, 4, 8)  # spatial and temporal factors of a base layer
 
 # COCO keypoints: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles (left first)
 LIMBS = (
@@ -18,12 +24,47 @@ LIMBS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentConditions:
+    """What a segment is made from.
+
+    base: uint8 [K, h, w, 3] RGB, received frames, covering the picture at spatial factor `factor`;
+        one arrives every `step` frames. crf: the base layer's quantiser setting, 1 to 70.
+    sketch: uint8 [S, h, w] in {0, 1} with one map every `sketch_step` frames, or None.
+    points: float32 [T, P, 17, 2] as fractions of the frame and visible uint8 [T, P, 17], or None.
+    """
+
+    width: int
+    height: int
+    frames: int
+    base: UInt8
+    factor: int
+    step: int
+    crf: float
+    sketch: UInt8 | None = None
+    sketch_step: int = 1
+    points: npt.NDArray[np.float32] | None = None
+    visible: UInt8 | None = None
+
+
 def base_size(width: int, height: int, factor: int) -> tuple[int, int]:
     """Return the base layer's (width, height): even, and covering the frame at `factor` (1, 2, 4, 8).
 
     The frame is first padded to `factor` times this, so that the two sample grids stay aligned.
     """
     return 2 * -(-width // (2 * factor)), 2 * -(-height // (2 * factor))
+
+
+def factor_of(size: tuple[int, int], base: tuple[int, int]) -> int | None:
+    """Return the factor whose `base_size` of a (width, height) picture is `base`, None if none is."""
+    return next((f for f in FACTORS if base_size(*size, f) == base), None)
+
+
+def upsampled(given: SegmentConditions, index: int) -> UInt8:
+    """Return received frame `index` at the picture's size, uint8 [height, width, 3]."""
+    h, w = given.base.shape[1:3]
+    big = color.resize(given.base[index : index + 1], h * given.factor, w * given.factor)
+    return big[0, : given.height, : given.width]
 
 
 def arrivals(frames: int, step: int) -> int:

@@ -86,6 +86,8 @@ class Generator(nn.Module):
         self.up_top = nn.Conv2d(middle, 4 * top, 1)
         self.dec_top = _Stage(top, depths[0], embedding)
         self.head = _zero(nn.Conv2d(top, pixels, 3, padding=1))
+        with torch.no_grad():
+            self.stem.weight[:, :pixels] = 0  # noise begins without influence
 
     def forward(
         self, sample: Tensor, timestep: Tensor, conditioning: Conditioning, memory: Memory | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,41 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semvc.errors import ResourceError
-from semvc.media import color
 from semvc.nets import conditioning, noise, schedule
+from semvc.nets.conditioning import SegmentConditions
 from semvc.nets.generator import PATCH, STRIDE, Conditioning, Generator, Memory
 
 UInt8 = npt.NDArray[np.uint8]
 _FRAME_NOISE = 0  # noise purpose: the sample that every frame of a segment starts from
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentConditions:
-    """What a segment is made from.
-
-    base: uint8 [K, h, w, 3] RGB, received frames, covering the picture at spatial factor `factor`;
-        one arrives every `step` frames. crf: the base layer's quantiser setting, 1 to 70.
-    sketch: uint8 [S, h, w] in {0, 1} with one map every `sketch_step` frames, or None.
-    points: float32 [T, P, 17, 2] as fractions of the frame and visible uint8 [T, P, 17], or None.
-    """
-
-    width: int
-    height: int
-    frames: int
-    base: UInt8
-    factor: int
-    step: int
-    crf: float
-    sketch: UInt8 | None = None
-    sketch_step: int = 1
-    points: npt.NDArray[np.float32] | None = None
-    visible: UInt8 | None = None
-
-
-def upsampled(base: UInt8, *, factor: int, width: int, height: int) -> UInt8:
-    """Return one base frame uint8 [h, w, 3] at the picture's size [height, width, 3]."""
-    h, w = base.shape[:2]
-    return color.resize(base[None], h * factor, w * factor)[0, :height, :width]
 
 
 class Restorer:
@@ -99,7 +69,7 @@ class Restorer:
         return clean, kept
 
     def _received(self, given: SegmentConditions, k: int) -> Tensor:
-        big = upsampled(given.base[k], factor=given.factor, width=given.width, height=given.height)
+        big = conditioning.upsampled(given, k)
         x = torch.from_numpy(big).permute(2, 0, 1)[None].float() / 127.5 - 1
         rows, columns = -given.height % STRIDE, -given.width % STRIDE
         return self._move(F.pad(x, (0, columns, 0, rows), mode="replicate"))

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from semvc.bitstream.headers import ProfileId, SectionType, StreamHeader
 from semvc.errors import UnsupportedError, UsageError
-from semvc.types import Clip, EncodeOptions, Runtime, UInt8
+from semvc.types import Clip, EncodeOptions, Runtime
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from semvc.bitstream.segments import Segment
+    from semvc.types import UInt8
 
 _CLASSES = {
     ProfileId.DISCO: "semvc.profiles.disco:Disco",
@@ -46,9 +47,11 @@ class Profile(Protocol):
 
     def begin(self, clip: Clip, options: EncodeOptions) -> dict[str, Any]: ...
 
-    def encode(self, clip: Clip, start: int, quality: float) -> Coded: ...
+    def encode(self, clip: Clip, start: int, quality: float, check: int) -> Coded: ...
 
-    def unpack(self, segment: Segment, header: StreamHeader) -> tuple[Any, int]: ...
+    def unpack(
+        self, segment: Segment, header: StreamHeader, check: int
+    ) -> tuple[Any, int]: ...
 
     def load(self, header: StreamHeader, tier: str, steps: int, runtime: Runtime) -> None: ...
 

@@ -22,6 +22,7 @@ from semvc.nets import schedule
 from semvc.nets.generator import Conditioning, Generator, Memory
 from semvc.train import losses
 from semvc.train.data import Batch, Cache
+from semvc.train.muon import Muon
 from semvc.train.recipe import Recipe, Stage
 
 _log = logging.getLogger(__name__)
@@ -50,9 +51,13 @@ class Trainer:
         self.critic = losses.Discriminator(recipe.critic_width).to(
             self.device, memory_format=torch.channels_last
         )
-        self.optimiser = torch.optim.AdamW(
-            self.generator.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-        )
+        inner, outer = _split(self.generator)
+        self.optimisers: dict[str, torch.optim.Optimizer] = {
+            "muon": Muon(inner, lr=0.0),
+            "adam": torch.optim.AdamW(
+                outer, lr=0.0, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+            ),
+        }
         self.critic_optimiser = torch.optim.Adam(
             self.critic.parameters(), lr=recipe.critic_rate, betas=(0.5, 0.99)
         )
@@ -127,13 +132,15 @@ class Trainer:
                 values["adversarial"] = losses.hinge_generator(self.critic(x, base))
             self.critic.requires_grad_(True)
         total = sum(getattr(stage, n) * v for n, v in values.items() if n != "critic")
-        for group in self.optimiser.param_groups:
-            group["lr"] = _rate(stage, at)
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = _rate(stage, at)
+        self.generator.zero_grad(set_to_none=True)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.recipe.clip_norm)
         if torch.isfinite(norm):
-            self.optimiser.step()
+            for optimiser in self.optimisers.values():
+                optimiser.step()
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, p in self.generator.named_parameters():
@@ -180,7 +187,7 @@ class Trainer:
         tensors |= {f"generator.{n}": t for n, t in self.generator.state_dict().items()}
         tensors |= {f"average.{n}": t for n, t in self.average.items()}
         tensors |= {f"critic.{n}": t for n, t in self.critic.state_dict().items()}
-        for label, optimiser in (("adam", self.optimiser), ("critic_adam", self.critic_optimiser)):
+        for label, optimiser in self._all_optimisers():
             for i, state in optimiser.state_dict()["state"].items():
                 tensors |= {f"{label}.{i}.{n}": torch.as_tensor(t) for n, t in state.items()}
         part = self.run.folder / "checkpoint.part"
@@ -204,7 +211,7 @@ class Trainer:
         self.generator.load_state_dict(part("generator"))
         self.critic.load_state_dict(part("critic"))
         self.average = {n: t.to(self.device) for n, t in part("average").items()}
-        for label, optimiser in (("adam", self.optimiser), ("critic_adam", self.critic_optimiser)):
+        for label, optimiser in self._all_optimisers():
             state: dict[int, dict[str, Tensor]] = {}
             for name, tensor in part(label).items():
                 i, field = name.split(".")
@@ -212,9 +219,21 @@ class Trainer:
             optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
         return True
 
+    def _all_optimisers(self) -> list[tuple[str, torch.optim.Optimizer]]:
+        return [*self.optimisers.items(), ("critic_adam", self.critic_optimiser)]
+
     def export(self, path: Path) -> None:
         """Write the running average as fp16 weights, the form in which models ship."""
         save_file({n: t.half().contiguous().cpu() for n, t in self.average.items()}, path)
+
+
+def _split(network: Generator) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights inside the network, for Muon; those at its ends, and vectors, for Adam."""
+    inner, outer = [], []
+    for name, p in network.named_parameters():
+        ends = name.startswith(("stem", "head", "embed"))
+        (outer if ends or p.ndim < 2 else inner).append(p)
+    return inner, outer
 
 
 def _rate(stage: Stage, at: int) -> float:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from semvc.media import av1, color
 from semvc.nets import conditioning
+from semvc.signals.edges import extract_edges
 from semvc.train import figures
 from semvc.train.data import FIELDS
 
@@ -140,7 +141,7 @@ def _shard(
         source = frames[start : start + LENGTH, y : y + SIDE, x : x + SIDE]
         rows["source"].append(source)
         rows["arrivals"].append(crop)
-        rows["sketch"].append(np.zeros((LENGTH, SIDE // 4, SIDE // 4), np.uint8))
+        rows["sketch"].append(_sketch(source, random))
         rows["skeleton"].append(_skeleton(piece, start, y, x))
         rows["held"].append((held - low).astype(np.uint8))
         rows["phase"].append((np.arange(start, start + LENGTH) % step / step).astype(np.float32))
@@ -160,6 +161,16 @@ def _upsampled_crop(base: UInt8, factor: int, y: int, x: int) -> UInt8:
     big = color.resize(part, part.shape[1] * factor, part.shape[2] * factor)
     oy, ox = y - top * factor, x - left * factor
     return big[:, oy : oy + SIDE, ox : ox + SIDE]
+
+
+def _sketch(source: UInt8, random: np.random.Generator) -> UInt8:
+    """Sketch maps as a decoder renders them: of some size, density and rate."""
+    grid = SIDE // 4
+    side = int(random.choice([grid, grid * 2 // 3, grid // 2]))
+    held = int(random.choice([1, 2, 4]))
+    luma = source.mean(3).astype(np.uint8)
+    maps = extract_edges(luma, (side, side), density=float(random.uniform(0.02, 0.06)))
+    return np.stack([conditioning.render_map(maps[t // held * held], grid, grid) for t in range(LENGTH)])
 
 
 def _skeleton(piece: Footage, start: int, y: int, x: int) -> UInt8:

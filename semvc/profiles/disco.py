@@ -1,0 +1,249 @@
+"""Profile disco: a degraded video, and optionally a caption, sketch and skeleton, drive a generator.
+
+After DiSCo (Wang et al., 2026): the encoder sends a spatially and temporally degraded video (the base
+layer) and compact control signals, each with a codec of its own; the decoder fills the base layer
+forward in time and lets a conditional diffusion model put the picture back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from semvc import weights
+from semvc.bitstream.headers import ProfileId, SectionType, StreamHeader
+from semvc.errors import BitstreamError, ModelError
+from semvc.media import av1, color
+from semvc.nets import conditioning
+from semvc.nets.conditioning import FACTORS, SegmentConditions
+from semvc.profiles import Coded
+from semvc.signals.baselayer import BaseLayer, decode_base_layer, encode_base_layer, rounded_crf
+from semvc.signals.caption import Caption, decode_caption, encode_caption
+from semvc.signals.edges import extract_edges
+from semvc.signals.sketch import MAX_SCALE, MAX_STEP, Sketch, SketchFrame, decode_sketch, encode_sketch
+from semvc.types import Clip, EncodeOptions, Runtime
+
+if TYPE_CHECKING:
+    from semvc.bitstream.segments import Segment
+    from semvc.types import UInt8
+    from semvc.nets.restore import Restorer
+
+SECTIONS = (SectionType.CAPTION, SectionType.SKELETON, SectionType.SKETCH, SectionType.BASE_AV1)
+_BEST_LEVEL, _WORST_LEVEL = 35.0, 91.0  # crf of the base layer at full size, quality 63 and 0
+_SAVED = 7.0  # crf steps that halving both sides of the picture is worth in bytes
+_SWITCH = 60.0  # level above which the next smaller base layer is used
+_MAX_CRF = 70.0
+_SKETCHES_PER_SECOND, _SKETCH_SIDE, _SKETCH_DENSITY = 3.0, 80, 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """All that a segment says, integers only."""
+
+    base: BaseLayer
+    planes: color.Planes
+    caption: Caption | None
+    sketch: Sketch | None
+
+
+class Disco:
+    """The profile's encoder and decoder; one object serves one stream."""
+
+    id: ClassVar[ProfileId] = ProfileId.DISCO
+
+    def __init__(self) -> None:
+        self._options = EncodeOptions()
+        self._factor = self._step = 1
+        self._rate = Fraction(24)
+        self._sequence_header = b""
+        self._small: tuple[int, UInt8] = (-1, np.zeros((0, 0, 0, 3), np.uint8))
+        self._restorer: Restorer | None = None
+
+    # --- analysis
+
+    def begin(self, clip: Clip, options: EncodeOptions) -> dict[str, Any]:
+        """Choose the base layer's factors from the first clip; return this profile's header fields."""
+        self._options = options
+        level = _level(options.quality)
+        self._factor = options.factor or _factor(level)
+        self._rate = clip.info.frame_rate or Fraction(24)
+        self._step = options.step or _step(clip, level)
+        small = self._degraded(clip, 0)
+        crf = _crf(level, self._factor)
+        self._sequence_header, _ = av1.encode_segment(
+            small[:1], crf=crf, preset=options.preset, fps=self._rate / self._step
+        )
+        wanted = {SectionType.BASE_AV1}
+        if options.caption:
+            wanted.add(SectionType.CAPTION)
+        if options.sketch:
+            wanted.add(SectionType.SKETCH)
+        return {
+            "base_size": (small.shape[2], small.shape[1]),
+            "sequence_header": self._sequence_header,
+            "sections": tuple(kind for kind in SECTIONS if kind in wanted),
+            "decoder_id": self._decoder_id(),
+        }
+
+    def _decoder_id(self) -> bytes:
+        try:
+            return weights.for_profile("disco", "small").decoder_id()
+        except ModelError:
+            return bytes(4)
+
+    def encode(self, clip: Clip, start: int, quality: float, check: int) -> Coded:
+        """Code one clip that begins at frame `start` at `quality`."""
+        sections: dict[SectionType, bytes] = {}
+        if self._options.caption:
+            sections[SectionType.CAPTION], check = encode_caption(Caption(self._options.caption), check)
+        small = self._degraded(clip, start)
+        crf = _crf(_level(quality), self._factor)
+        header, obus = av1.encode_segment(
+            small, crf=crf, preset=self._options.preset, fps=self._rate / self._step
+        )
+        base = BaseLayer(self._step, rounded_crf(crf), header, obus)
+        if self._options.sketch:
+            count, height, width = small.shape[:3]
+            planes = av1.decode_segment(header, obus, (width, height), count)
+            frame = _sketch_frame(len(clip.frames), clip.frames.shape[1:3], base, planes)
+            sketch = _sketch(clip, frame)
+            sections[SectionType.SKETCH], check = encode_sketch(sketch, frame, check)
+        payload, check = encode_base_layer(base, self._sequence_header, check)
+        sections[SectionType.BASE_AV1] = payload
+        return Coded(sections, check)
+
+    def _degraded(self, clip: Clip, start: int) -> UInt8:
+        if self._small[0] != start or self._small[1].shape[1:3] != self._base_shape(clip):
+            height, width = self._base_shape(clip)
+            rows, columns = height * self._factor, width * self._factor
+            sent = clip.frames[:: self._step]
+            padded = np.stack([color.pad_to(frame, rows, columns) for frame in sent])
+            self._small = (start, color.resize(padded, height, width))
+        return self._small[1]
+
+    def _base_shape(self, clip: Clip) -> tuple[int, int]:
+        width, height = conditioning.base_size(clip.info.width, clip.info.height, self._factor)
+        return height, width
+
+    # --- sections to signals
+
+    def unpack(self, segment: Segment, header: StreamHeader, check: int) -> tuple[Signals, int]:
+        """Return a segment's signals and the chained check; BitstreamError if they are damaged."""
+        caption = None
+        if payload := segment.sections.get(SectionType.CAPTION):
+            caption, check = decode_caption(payload, check)
+        if SectionType.BASE_AV1 not in segment.sections or header.base_size is None:
+            raise BitstreamError("the segment has no base layer", section="BASE_AV1")
+        payload = segment.sections[SectionType.BASE_AV1]
+        base, _ = decode_base_layer(payload, header.sequence_header)
+        count = base.coded_frames(segment.frames)
+        planes = av1.decode_segment(base.sequence_header, base.obus, header.base_size, count)
+        sketch = None
+        if payload := segment.sections.get(SectionType.SKETCH):
+            frame = _sketch_frame(segment.frames, (header.height, header.width), base, planes)
+            sketch, check = decode_sketch(payload, frame, check)
+        return Signals(base, planes, caption, sketch), check
+
+    # --- synthesis
+
+    def load(self, header: StreamHeader, tier: str, steps: int, runtime: Runtime) -> None:
+        """Get ready to synthesize at a tier; ModelError if the model is missing or another one."""
+        if tier == "preview":
+            return
+        from semvc.nets import load
+        from semvc.nets.restore import Restorer
+
+        ref = weights.for_profile("disco", tier, runtime.models_dir)
+        if ref.decoder_id() != header.decoder_id and not runtime.any_decoder:
+            named = weights.by_decoder(header.decoder_id, runtime.models_dir)
+            what = header.decoder_id.hex() if named is None else named.id
+            raise ModelError(
+                f"the stream was made for decoder {what}, installed is {ref.id}"
+                f" ({ref.decoder_id().hex()}); the stream itself is intact: --any-decoder decodes it"
+                " with the installed one, --tier preview without any"
+            )
+        device, dtype = load.choose_device(runtime)
+        network = load.build(weights.resolve(ref, runtime.models_dir), device, dtype)
+        self._restorer = Restorer(network, device=device, dtype=dtype, steps=steps, seed=header.seed)
+
+    def synthesize(self, signals: Signals, segment: Segment, header: StreamHeader) -> Iterator[UInt8]:
+        """Yield the segment's frames, uint8 [H, W, 3] RGB."""
+        given = _conditions(signals, segment, header)
+        if self._restorer is not None:
+            yield from self._restorer.frames(given, segment.index)
+            return
+        held, picture = -1, np.zeros(0, np.uint8)
+        for index in conditioning.forward_fill(given.frames, given.step)[:, 1]:
+            if index != held:
+                held = int(index)
+                picture = conditioning.upsampled(given, held)
+            yield picture
+
+
+def _conditions(signals: Signals, segment: Segment, header: StreamHeader) -> SegmentConditions:
+    size = (header.width, header.height)
+    factor = conditioning.factor_of(size, header.base_size or size)
+    if factor is None:
+        raise BitstreamError(f"a base layer of {header.base_size} for a picture of {size}")
+    return SegmentConditions(
+        width=header.width,
+        height=header.height,
+        frames=segment.frames,
+        base=color.yuv420_to_rgb(signals.planes),
+        factor=factor,
+        step=signals.base.temporal,
+        crf=signals.base.crf,
+        sketch=None if signals.sketch is None else signals.sketch.maps,
+        sketch_step=1 if signals.sketch is None else signals.sketch.step,
+    )
+
+
+def _sketch_frame(
+    frames: int, size: tuple[int, ...], base: BaseLayer, planes: color.Planes
+) -> SketchFrame:
+    """What both ends know before the sketch: among it the base layer's luma, integers."""
+    luma = (planes[0] >> 2).astype(np.uint8)
+    return SketchFrame(frames, size[0], size[1], luma, base.temporal)
+
+
+def _sketch(clip: Clip, frame: SketchFrame) -> Sketch:
+    """Extract the sketch of a clip at the default rate and size."""
+    rate = float(clip.info.frame_rate or 24)
+    step = min(MAX_STEP, max(1, round(rate / _SKETCHES_PER_SECOND)))
+    scale = min(MAX_SCALE, max(1, round(min(frame.height, frame.width) / _SKETCH_SIDE)))
+    _, height, width = frame.shape(step, scale)
+    luma = (clip.frames[::step] @ np.array([0.2126, 0.7152, 0.0722], np.float32)).astype(np.uint8)
+    return Sketch(extract_edges(luma, (height, width), density=_SKETCH_DENSITY), step, scale)
+
+
+def _level(quality: float) -> float:
+    """Map quality to the base layer's crf as it would be at full size (above 70: only smaller)."""
+    return _BEST_LEVEL + (_WORST_LEVEL - _BEST_LEVEL) * (63 - quality) / 63
+
+
+def _factor(level: float) -> int:
+    for index, factor in enumerate(FACTORS):
+        if level < _SWITCH + _SAVED * index or factor == FACTORS[-1]:
+            return factor
+    raise ValueError(level)
+
+
+def _crf(level: float, factor: int) -> float:
+    crf = level - _SAVED * FACTORS.index(factor)
+    return min(_MAX_CRF, max(1.0, round(crf * 4) / 4))
+
+
+def _step(clip: Clip, level: float) -> int:
+    """Every how many frames one is sent: more rarely in still clips, at high rates, at low quality."""
+    luma = clip.frames[:, ::8, ::8].mean(3)
+    motion = float(np.abs(np.diff(luma, axis=0)).mean()) if len(luma) > 1 else 0.0
+    step = 1
+    if (clip.info.frame_rate or 0) > 40 and level > _SWITCH:
+        step = 2
+    if motion < 0.2 and level > _SWITCH:
+        step = min(8, step * 4)
+    return step

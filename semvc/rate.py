@@ -1,0 +1,84 @@
+"""Meeting a target rate: how many bytes each segment may take, and which quality gives them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
+
+from semvc.errors import UsageError
+from semvc.types import VideoInfo
+
+MAX_QUALITY = 63.0
+TOLERANCE = 0.05  # of the whole file
+_CLOSE = 0.01  # of one segment: no further trial
+_TRIALS = 7
+_STREAM_BYTES = 75  # header and END
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the user asked for: `kind` is bpp (sound left out), kbps or size (bytes, both with sound)."""
+
+    kind: str
+    value: float
+
+    def bytes_for(self, info: VideoInfo, frames: int, seconds: Fraction) -> float:
+        """Return the bytes that this many frames may take; `size` needs the input's frame count."""
+        if self.kind == "bpp":
+            return self.value * info.width * info.height * frames / 8
+        if self.kind == "kbps":
+            return self.value * 1000 * float(seconds) / 8
+        if not info.frame_count:
+            raise UsageError("--size needs to know the input's length, which a pipe does not tell: use --kbps")
+        return self.value * min(1.0, frames / info.frame_count)
+
+    @property
+    def counts_audio(self) -> bool:
+        """True if sound is part of the target."""
+        return self.kind != "bpp"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One coding of a segment: its `quality`, its `size` in bytes."""
+
+    quality: float
+    size: int
+
+
+def search(
+    budget: float, first: float, code: Callable[[float], tuple[int, T]]
+) -> tuple[Trial, T]:
+    """Return the coding whose size is nearest to `budget` bytes, in at most a few trials.
+
+    `code(quality)` returns (bytes, coding) and `first` is where to begin. Sizes fall roughly
+    exponentially with quality, so that a secant on their logarithm finds the place.
+    """
+    done: dict[float, tuple[int, T]] = {}
+    quality, slope = _grid(first), 0.08
+    for _ in range(_TRIALS):
+        done[quality] = code(quality)
+        error = math.log(max(done[quality][0], 1) / max(budget, 1.0))
+        if abs(error) < _CLOSE:
+            break
+        low = max((q for q, (size, _) in done.items() if size <= budget), default=None)
+        high = min((q for q, (size, _) in done.items() if size > budget), default=None)
+        if low is not None and high is not None and high > low:
+            a, b = done[low][0], done[high][0]
+            slope = max(math.log(b / max(a, 1)) / (high - low), 1e-3)
+        quality = _grid(quality - error / slope)
+        if low is not None and high is not None and high > low and not low < quality < high:
+            quality = _grid((low + high) / 2)
+        if quality in done:
+            break
+    best = min(done, key=lambda q: abs(math.log(max(done[q][0], 1) / max(budget, 1.0))))
+    return Trial(best, done[best][0]), done[best][1]
+
+
+def _grid(quality: float) -> float:
+    return min(MAX_QUALITY, max(0.0, round(quality * 4) / 4))
