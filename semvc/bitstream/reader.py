@@ -75,10 +75,9 @@ class StreamReader:
 
     `header` is there at once; `end`, `end_offset` (the stream's length in bytes, as far as it was
     read), `gaps`, `damage` (one sentence each), `trailing` (bytes follow END) and `warnings` (which
-    repeat the damage) are complete after iteration. With
-    `strict`, bytes after END are an error; with `salvage`, damage becomes `gaps` instead of an
-    error. Raises BitstreamError, LimitError, UnsupportedError, and ResourceError if the source
-    fails.
+    repeat the damage) are complete after iteration. With `strict`, bytes after END are an error;
+    with `salvage`, damage becomes `gaps` instead of an error. Raises BitstreamError, LimitError,
+    UnsupportedError, and ResourceError if the source fails.
     """
 
     def __init__(
