@@ -11,9 +11,9 @@ from semvc.entropy.coder import Counter
 from semvc.entropy.reference import ReferenceDecoder
 from semvc.errors import BitstreamError
 from semvc.signals.timing import (
-    MAX_FRAMES,
     MAX_STEP,
     MAX_TIME,
+    MAX_TIMES,
     Timing,
     code_timing,
     decode_timing,
@@ -58,8 +58,8 @@ def test_frames_dropped_at_random_cost_at_most_a_bit_and_a_half():
         [1 - MAX_TIME],
         [1 - MAX_TIME, 1 - MAX_TIME + MAX_STEP],
         [-5, 0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1025, 1027, 1029],
-        list(np.cumsum(np.random.default_rng(1).integers(1, 10**6, MAX_FRAMES))),
-        list(range(MAX_FRAMES)),
+        list(np.cumsum(np.random.default_rng(1).integers(1, 10**6, MAX_TIMES))),
+        list(range(MAX_TIMES)),
         list(range(997)),
     ],
 )
@@ -78,7 +78,7 @@ def test_any_times_round_trip(start, steps):
 
 @pytest.mark.parametrize(
     "pts",
-    [(), (3, 3), (3, 2), (MAX_TIME,), (0, MAX_STEP + 1), tuple(range(MAX_FRAMES + 1))],
+    [(), (3, 3), (3, 2), (MAX_TIME,), (0, MAX_STEP + 1), tuple(range(MAX_TIMES + 1))],
 )
 def test_times_that_are_not_allowed_are_refused(pts):
     with pytest.raises(ValueError):

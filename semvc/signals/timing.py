@@ -15,7 +15,7 @@ from semvc.entropy.integers import code_bits, code_uint
 from semvc.entropy.tables import AdaptiveTables, normalize
 from semvc.errors import BitstreamError
 
-MAX_FRAMES = 1024
+MAX_TIMES = 1025  # 1024 frames and the end of the last
 MAX_TIME = 1 << 47
 MAX_STEP = (1 << 32) - 1
 _RECENT = 8
@@ -25,7 +25,9 @@ _SYMBOLS_PER_FRAME = 80  # a rank, and a new step bit by bit
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Presentation times `pts` of 1..1024 frames, strictly rising, |pts| < 2**47, steps < 2**32.
+    """Presentation times `pts`, 1..1025 of them (1024 frames and the end of the last).
+
+    They rise strictly, by less than 2**32 at a time, and are inside -2**47..2**47.
 
     Raises ValueError when they are not.
     """
@@ -33,8 +35,8 @@ class Timing:
     pts: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.pts) <= MAX_FRAMES:
-            raise ValueError(f"timing holds 1..{MAX_FRAMES} frames, not {len(self.pts)}")
+        if not 1 <= len(self.pts) <= MAX_TIMES:
+            raise ValueError(f"timing holds 1..{MAX_TIMES} times, not {len(self.pts)}")
         if any(abs(time) >= MAX_TIME for time in self.pts):
             raise ValueError("a presentation time is outside -2**47..2**47")
         steps = (after - before for before, after in zip(self.pts, self.pts[1:], strict=False))
@@ -47,11 +49,11 @@ class Timing:
 
 
 def code_timing(coder: SymbolCoder, timing: Timing | None, frames: int) -> Timing:
-    """Code the times of `frames` frames; raises BitstreamError for times that are not allowed."""
-    if not 1 <= frames <= MAX_FRAMES:
-        raise ValueError(f"frames must be in 1..{MAX_FRAMES}, not {frames}")
+    """Code `frames` times; raises BitstreamError for times that are not allowed."""
+    if not 1 <= frames <= MAX_TIMES:
+        raise ValueError(f"frames must be in 1..{MAX_TIMES}, not {frames}")
     if timing is not None and len(timing.pts) != frames:
-        raise ValueError(f"timing holds {len(timing.pts)} frames, not {frames}")
+        raise ValueError(f"timing holds {len(timing.pts)} times, not {frames}")
     tables = AdaptiveTables(normalize(_start_counts()), strength=4, memory=255)
     given = None if timing is None else timing.pts
     pts = [_code_start(coder, None if given is None else given[0])]
@@ -76,7 +78,7 @@ def encode_timing(timing: Timing, check: int = 0) -> tuple[bytes, int]:
 
 
 def decode_timing(payload: bytes, frames: int, check: int = 0) -> tuple[Timing, int]:
-    """Inverse of `encode_timing` for a segment of `frames` frames (1..1024)."""
+    """Inverse of `encode_timing` for a segment of `frames` times (1..1025)."""
     decoder = Decoder(payload, _SYMBOLS_PER_FRAME * (frames + 1), check)
     timing = code_timing(decoder, None, frames)
     decoder.finish()

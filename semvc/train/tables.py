@@ -1,8 +1,9 @@
 """Builds the shipped entropy assets from their sources, without any network.
 
-`python -m semvc.train.tables caption` writes the text model, `logistic` the logistic tables. The
-assets in the repository are normative; a rebuild on another machine may differ in a last digit of
-a trained weight, which makes another `entropy_id`.
+`python -m semvc.train.tables caption` writes the text model, `logistic` the logistic tables, and
+`sketch VIDEO...` the start of the sketch coder. The assets in the repository are normative; a
+rebuild on another machine may differ in a last digit of a trained weight, which makes another
+`entropy_id`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from semvc.entropy import ASSETS, textmodel
-from semvc.entropy.tables import LOGIT_ROWS, LOGIT_UNIT, TOTAL
+from semvc.entropy.tables import LOGIT_ROWS, LOGIT_UNIT, TOTAL, store_counts
+from semvc.train import sketch_tables
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -92,7 +94,9 @@ def _fit(cells: Ints, bits: Ints, steps: int) -> tuple[Floats, Floats]:
         inputs, mixing = logits[slots], weights[choice]
         total = np.clip((inputs * mixing).sum(axis=1), -12, 12)
         error = ((1 / (1 + np.exp(-total)) - bits) / len(bits))[:, None]
-        slope: Floats = np.bincount(slots.ravel(), (error * mixing).ravel(), size).astype(np.float64)
+        slope: Floats = np.bincount(slots.ravel(), (error * mixing).ravel(), size).astype(
+            np.float64
+        )
         steep = np.stack(
             [(error * inputs)[choice == row].sum(axis=0) for row in range(textmodel.SETS)]
         )
@@ -121,6 +125,11 @@ def main(names: list[str]) -> None:
     """Write the named assets."""
     if "logistic" in names:
         (ASSETS / "logistic.u32").write_bytes(build_logistic())
+    if names[:1] == ["sketch"]:
+        samples = [sketch_tables.sample(Path(name), k) for k, name in enumerate(names[1:])]
+        counts, weights = sketch_tables.train(samples)
+        (ASSETS / "sketch.counts").write_bytes(store_counts(counts))
+        (ASSETS / "sketch.weights").write_bytes(store_counts(weights & 0xFFFF))
     if "caption" in names:
         sources = [(_HERE / name).read_bytes() for name in ("captions.txt", "words.txt")]
         text = build_caption_text(*sources)
