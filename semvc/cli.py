@@ -19,7 +19,16 @@ import click
 from semvc import __version__
 from semvc.errors import ResourceError, SemvcError, UsageError
 
-_SIZE_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 10**6, "gb": 10**9, "kib": 1024, "mib": 1 << 20, "gib": 1 << 30}
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 1000,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 1024,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
 _EXIT_CODES = """\b
 Exit codes:
   0 done                     5 unsupported version, profile or feature
@@ -63,7 +72,9 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said
         return ResourceError.exit_code
     except MemoryError:
-        return _say("out of memory: use --tier preview or a smaller picture", ResourceError.exit_code)
+        return _say(
+            "out of memory: use --tier preview or a smaller picture", ResourceError.exit_code
+        )
     except OSError as error:
         if debug:
             raise
@@ -82,14 +93,18 @@ def _say(message: str, code: int) -> int:
 
 
 def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(
+        command
+    )
 
 
 def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--force", "-f", is_flag=True, help="Replace an existing output."),
         click.option("--quiet", is_flag=True, help="No progress bar, no summary."),
-        click.option("--report", type=click.Path(path_type=Path), help="Also write the JSON report here."),
+        click.option(
+            "--report", type=click.Path(path_type=Path), help="Also write the JSON report here."
+        ),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     ):
         command = option(command)
@@ -98,11 +113,20 @@ def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
         click.option(
-            "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
         ),
-        click.option("--models-dir", type=click.Path(path_type=Path), help="Folder with models and index.toml."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16"]),
+            default="auto",
+            show_default=True,
+        ),
+        click.option(
+            "--models-dir",
+            type=click.Path(path_type=Path),
+            help="Folder with models and index.toml.",
+        ),
     ):
         command = option(command)
     return command
@@ -131,7 +155,8 @@ def _size(text: str) -> int:
         return int(float(number) * _SIZE_UNITS[unit])
     except (ValueError, KeyError):
         raise click.BadParameter(
-            f"{text!r} is not a size: give a number with kB, MB, kiB or MiB, as in 500kB", param_hint="--size"
+            f"{text!r} is not a size: give a number with kB, MB, kiB or MiB, as in 500kB",
+            param_hint="--size",
         ) from None
 
 
@@ -166,23 +191,63 @@ def _caption(text: str) -> str:
 @main.command(epilog=_EXIT_CODES)
 @click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("target", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("-q", "--quality", type=click.FloatRange(0, 63), help="0 (smallest) to 63; default 32.")
-@click.option("--bpp", type=click.FloatRange(0, min_open=True), help="Target bits per source pixel, sound left out.")
-@click.option("--kbps", type=click.FloatRange(0, min_open=True), help="Target kilobits per second, sound included.")
+@click.option(
+    "-q", "--quality", type=click.FloatRange(0, 63), help="0 (smallest) to 63; default 32."
+)
+@click.option(
+    "--bpp",
+    type=click.FloatRange(0, min_open=True),
+    help="Target bits per source pixel, sound left out.",
+)
+@click.option(
+    "--kbps",
+    type=click.FloatRange(0, min_open=True),
+    help="Target kilobits per second, sound included.",
+)
 @click.option("--size", help="Target size of the whole file, as 500kB or 1.5MB.")
-@click.option("-p", "--profile", default="disco", show_default=True, help="How pictures are described.")
+@click.option(
+    "-p", "--profile", default="disco", show_default=True, help="How pictures are described."
+)
 @click.option("--caption", default="none", show_default=True, help="TEXT, @FILE, auto or none.")
-@click.option("--sketch/--no-sketch", default=False, show_default=True, help="Send edge maps as well.")
-@click.option("--skeleton", type=click.Path(path_type=Path), help="COCO keypoint JSON, one entry a frame and person.")
+@click.option(
+    "--sketch/--no-sketch", default=False, show_default=True, help="Send edge maps as well."
+)
+@click.option(
+    "--skeleton",
+    type=click.Path(path_type=Path),
+    help="COCO keypoint JSON, one entry a frame and person.",
+)
 @click.option("--audio", default="opus", show_default=True, help="opus[:KBPS], copy or none.")
-@click.option("--factor", type=click.Choice(["1", "2", "4", "8"]), help="Spatial factor; by content if not given.")
-@click.option("--step", type=click.Choice(["1", "2", "4", "8"]), help="Send every STEP-th frame; by content.")
+@click.option(
+    "--factor",
+    type=click.Choice(["1", "2", "4", "8"]),
+    help="Spatial factor; by content if not given.",
+)
+@click.option(
+    "--step", type=click.Choice(["1", "2", "4", "8"]), help="Send every STEP-th frame; by content."
+)
 @click.option("--segment-seconds", type=click.FloatRange(0.5, 10), default=4.5, show_default=True)
-@click.option("--preset", type=click.IntRange(0, 12), default=4, show_default=True, help="Of SVT-AV1: 0 is slowest.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the synthesis noise.")
+@click.option(
+    "--preset",
+    type=click.IntRange(0, 12),
+    default=4,
+    show_default=True,
+    help="Of SVT-AV1: 0 is slowest.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the synthesis noise.",
+)
 @click.option("--title", default="", help="Free text shown by info.")
-@click.option("--deterministic", is_flag=True, help="Take the salt from the input: two runs give equal files.")
-@click.option("--resume", is_flag=True, help="Continue an interrupted encode of the same input and options.")
+@click.option(
+    "--deterministic", is_flag=True, help="Take the salt from the input: two runs give equal files."
+)
+@click.option(
+    "--resume", is_flag=True, help="Continue an interrupted encode of the same input and options."
+)
 @click.option("--keep-partial", is_flag=True, help="Keep TARGET.part when interrupted.")
 @_output_options
 def encode(source: Path, target: Path, **given: Any) -> None:
@@ -244,16 +309,39 @@ def encode(source: Path, target: Path, **given: Any) -> None:
     show_default=True,
     help="preview needs no model; small is the bundled generator.",
 )
-@click.option("--steps", type=click.IntRange(1, 50), default=1, show_default=True, help="Diffusion steps a frame.")
-@click.option("--start", type=click.FloatRange(0), default=0.0, help="Begin at this second (of its segment).")
-@click.option("--duration", type=click.FloatRange(0, min_open=True), help="Seconds to decode; whole segments.")
-@click.option("--salvage", is_flag=True, help="Decode what is intact of a damaged stream; exit 9 if there are gaps.")
-@click.option("--resume", is_flag=True, help="Keep finished segments, and go on with those of an earlier run.")
-@click.option("--any-decoder", is_flag=True, help="Decode with the installed model even if made for another.")
 @click.option(
-    "--output-codec", type=click.Choice(["h264", "hevc", "av1", "ffv1"]), default="h264", show_default=True
+    "--steps",
+    type=click.IntRange(1, 50),
+    default=1,
+    show_default=True,
+    help="Diffusion steps a frame.",
 )
-@click.option("--output-quality", type=click.IntRange(0, 51), help="Constant rate factor of the output codec.")
+@click.option(
+    "--start", type=click.FloatRange(0), default=0.0, help="Begin at this second (of its segment)."
+)
+@click.option(
+    "--duration", type=click.FloatRange(0, min_open=True), help="Seconds to decode; whole segments."
+)
+@click.option(
+    "--salvage",
+    is_flag=True,
+    help="Decode what is intact of a damaged stream; exit 9 if there are gaps.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Keep finished segments, and go on with those of an earlier run."
+)
+@click.option(
+    "--any-decoder", is_flag=True, help="Decode with the installed model even if made for another."
+)
+@click.option(
+    "--output-codec",
+    type=click.Choice(["h264", "hevc", "av1", "ffv1"]),
+    default="h264",
+    show_default=True,
+)
+@click.option(
+    "--output-quality", type=click.IntRange(0, 51), help="Constant rate factor of the output codec."
+)
 @_runtime_options
 @_output_options
 def decode(source: Path, target: Path, **given: Any) -> int:
@@ -291,7 +379,9 @@ def decode(source: Path, target: Path, **given: Any) -> int:
 @main.command(epilog=_EXIT_CODES)
 @click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--segments", is_flag=True, help="Also list every segment.")
-@click.option("--models-dir", type=click.Path(path_type=Path), help="Folder with models and index.toml.")
+@click.option(
+    "--models-dir", type=click.Path(path_type=Path), help="Folder with models and index.toml."
+)
 @_json_option
 def info(source: Path, segments: bool, models_dir: Path | None, as_json: bool) -> None:
     """Show what a stream holds: picture, rate, bytes of every signal, models it names."""
@@ -316,9 +406,9 @@ def verify(source: Path, deep: bool, as_json: bool) -> int:
         report = verify_container(opened)
         damage = list(report.damage)
         if deep and not damage:
-            from semvc import codec
+            from semvc import inspect
 
-            damage += codec.verify_signals(opened)
+            damage += inspect.verify_signals(opened)
     row = {
         "intact": not damage,
         "deep": deep,
@@ -334,7 +424,9 @@ def verify(source: Path, deep: bool, as_json: bool) -> int:
         for line in (*(f"damaged: {d}" for d in damage), *(f"note: {w}" for w in report.warnings)):
             click.echo(line)
         state = "damaged" if damage else "intact"
-        click.echo(f"{source}: {state}, {report.segments} segments, {report.frames} frames, {report.bytes} bytes")
+        click.echo(
+            f"{source}: {state}, {report.segments} segments, {report.frames} frames, {report.bytes} bytes"
+        )
     return 4 if damage else 0
 
 
@@ -344,10 +436,10 @@ def verify(source: Path, deep: bool, as_json: bool) -> int:
 @click.option("--force", "-f", is_flag=True, help="Write into a folder that has files.")
 def dump(source: Path, folder: Path, force: bool) -> None:
     """Write every signal of a stream as files a person can open."""
-    from semvc import codec
+    from semvc import inspect
 
     with _stream(source) as opened:
-        count = codec.dump(opened, folder, force=force)
+        count = inspect.dump(opened, folder, force=force)
     click.echo(f"{folder}: {count} files")
 
 
@@ -357,15 +449,17 @@ def dump(source: Path, folder: Path, force: bool) -> None:
 @click.option("--drop", multiple=True, help="Section type to leave out, as sketch or audio_opus.")
 @click.option("--caption", help="New text of every caption, or @FILE.")
 @click.option("--force", "-f", is_flag=True, help="Replace an existing output.")
-def edit(source: Path, target: Path, drop: tuple[str, ...], caption: str | None, force: bool) -> None:
+def edit(
+    source: Path, target: Path, drop: tuple[str, ...], caption: str | None, force: bool
+) -> None:
     """Drop a section type or replace the caption; the rest stays byte for byte."""
-    from semvc import codec
+    from semvc import inspect
 
     if not drop and caption is None:
         raise UsageError("nothing to do: give --drop TYPE or --caption TEXT")
     text = None if caption is None else _caption(caption)
     with _stream(source) as opened:
-        codec.edit(opened, target, drop=drop, caption=text, force=force)
+        inspect.edit(opened, target, drop=drop, caption=text, force=force)
 
 
 @main.group()

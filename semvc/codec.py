@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from semvc import profiles
-from semvc.bitstream.container import PartFile, Segment, StreamReader, StreamWriter, part_header, resume_writer
+from semvc.bitstream.container import (
+    PartFile,
+    Segment,
+    StreamReader,
+    StreamWriter,
+    part_header,
+    resume_writer,
+)
 from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
 from semvc.entropy import entropy_id
 from semvc.errors import BitstreamError, ModelError, UsageError
@@ -107,7 +114,9 @@ class Report:
         """Return one line for a person."""
         row = self.to_json()
         rate = f"{self.bytes} bytes, {row['bpp']:.5f} bpp, {row['kbps']:.2f} kbit/s"
-        return f"{self.frames} frames in {self.segments} segments, {rate}, {row['fps']:.1f} frames/s"
+        return (
+            f"{self.frames} frames in {self.segments} segments, {rate}, {row['fps']:.1f} frames/s"
+        )
 
 
 def encode(
@@ -158,7 +167,9 @@ def _clips(reader: VideoReader, options: EncodeOptions) -> Iterator[tuple[Clip, 
     rate = float(info.frame_rate or _mean_rate(reader))
     most = max(2, min(1000, round(options.segment_seconds * rate)))
     most = max(2, min(most, _MAX_CLIP_BYTES // (3 * info.width * info.height)))
-    planner = SegmentPlanner(rate, max_frames=most, min_frames=max(1, min(most // 2, round(_MIN_SECONDS * rate))))
+    planner = SegmentPlanner(
+        rate, max_frames=most, min_frames=max(1, min(most // 2, round(_MIN_SECONDS * rate)))
+    )
     frames: list[UInt8] = []
     pts: list[int] = []
 
@@ -180,7 +191,9 @@ def _clips(reader: VideoReader, options: EncodeOptions) -> Iterator[tuple[Clip, 
 def _mean_rate(reader: VideoReader) -> Fraction:
     """Frames per second on average, for a video whose frames come at varying times."""
     seconds = reader.end_pts * reader.info.time_base
-    rate = reader.info.frame_count / seconds if seconds and reader.info.frame_count else Fraction(25)
+    rate = (
+        reader.info.frame_count / seconds if seconds and reader.info.frame_count else Fraction(25)
+    )
     return min(Fraction(240), max(Fraction(1, 60), rate)).limit_denominator(1000)
 
 
@@ -223,8 +236,10 @@ class _Encoder:
                         raise ValueError("a path needs a part file")
                     writer = StreamWriter(target, header)
                 else:
-                    writer = resume_writer(part, header) if self._job.resume else StreamWriter(
-                        part.sink, header, sync=part.sync
+                    writer = (
+                        resume_writer(part, header)
+                        if self._job.resume
+                        else StreamWriter(part.sink, header, sync=part.sync)
                     )
                 resumed = writer.next_index
                 if resumed:
@@ -315,7 +330,9 @@ class _Encoder:
         if self._job.target is None:
             coded = self._profile.encode(clip, start, quality, check)
         else:
-            spent = writer.bytes_written - (0 if self._job.target.counts_audio else self._audio_bytes)
+            spent = writer.bytes_written - (
+                0 if self._job.target.counts_audio else self._audio_bytes
+            )
             budget = self._budget(start + len(clip.frames), len(sound), spent)
 
             def code(value: float) -> tuple[int, profiles.Coded]:
@@ -454,20 +471,34 @@ def check_entropy(header: StreamHeader) -> None:
         )
 
 
-def unpack(profile: profiles.Profile, segment: Segment, header: StreamHeader) -> tuple[Timing | None, Any]:
+def unpack(
+    profile: profiles.Profile, segment: Segment, header: StreamHeader
+) -> tuple[Timing | None, Any]:
     """Return a segment's timing and signals; BitstreamError if the integers are not those coded."""
-    check = 0
-    timing = None
-    if SectionType.TIMING in header.sections:
-        payload = segment.sections.get(SectionType.TIMING, b"")
-        timing, check = decode_timing(payload, segment.frames + 1, check)
-    signals, check = profile.unpack(segment, header, check)
+    timing, signals, check = _decode_signals(profile, segment, header)
     if check & 0xFFFF != segment.state_check:
         raise BitstreamError(
             f"segment {segment.index}: the decoded integers are not those that were coded",
             offset=segment.offset,
         )
     return timing, signals
+
+
+def signals_check(profile: profiles.Profile, segment: Segment, header: StreamHeader) -> int:
+    """Return the CRC-32 of a segment's integers, whatever its state check says."""
+    return _decode_signals(profile, segment, header)[2]
+
+
+def _decode_signals(
+    profile: profiles.Profile, segment: Segment, header: StreamHeader
+) -> tuple[Timing | None, Any, int]:
+    check = 0
+    timing = None
+    if SectionType.TIMING in header.sections:
+        payload = segment.sections.get(SectionType.TIMING, b"")
+        timing, check = decode_timing(payload, segment.frames + 1, check)
+    signals, check = profile.unpack(segment, header, check)
+    return timing, signals, check
 
 
 def _wanted(reader: StreamReader, job: DecodeJob) -> Iterator[Segment]:

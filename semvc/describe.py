@@ -94,4 +94,6 @@ def table(rows: dict[str, Any]) -> str:
 
 def printable(text: str) -> str:
     """Return `text` with control and direction-changing characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )

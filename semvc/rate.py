@@ -34,7 +34,9 @@ class Target:
         if self.kind == "kbps":
             return self.value * 1000 * float(seconds) / 8
         if not info.frame_count:
-            raise UsageError("--size needs to know the input's length, which a pipe does not tell: use --kbps")
+            raise UsageError(
+                "--size needs to know the input's length, which a pipe does not tell: use --kbps"
+            )
         return self.value * min(1.0, frames / info.frame_count)
 
     @property
@@ -51,9 +53,7 @@ class Trial:
     size: int
 
 
-def search(
-    budget: float, first: float, code: Callable[[float], tuple[int, T]]
-) -> tuple[Trial, T]:
+def search(budget: float, first: float, code: Callable[[float], tuple[int, T]]) -> tuple[Trial, T]:
     """Return the coding whose size is nearest to `budget` bytes, in at most a few trials.
 
     `code(quality)` returns (bytes, coding) and `first` is where to begin. Sizes fall roughly

@@ -96,7 +96,9 @@ def render_map(bits: UInt8, height: int, width: int) -> UInt8:
     return out * np.uint8(255)
 
 
-def render_skeleton(points: npt.NDArray[np.float32], visible: UInt8, shape: tuple[int, int]) -> UInt8:
+def render_skeleton(
+    points: npt.NDArray[np.float32], visible: UInt8, shape: tuple[int, int]
+) -> UInt8:
     """Return uint8 [h, w]: limbs of people as lines two cells wide, softened at the edge.
 
     points: float32 [P, 17, 2], (x, y) as fractions of the frame; visible: uint8 [P, 17], 1 = seen.

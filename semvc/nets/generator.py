@@ -62,7 +62,12 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, *, widths: tuple[int, int, int], depths: tuple[int, int, int], embedding: int, memory: int
+        self,
+        *,
+        widths: tuple[int, int, int],
+        depths: tuple[int, int, int],
+        embedding: int,
+        memory: int,
     ) -> None:
         super().__init__()
         top, middle, bottom = widths
@@ -123,7 +128,8 @@ class Generator(nn.Module):
     def _embedding(self, timestep: Tensor, c: Conditioning, has_memory: bool) -> Tensor:
         half = self.embedding // 2
         rate = torch.exp(
-            torch.arange(half, device=timestep.device, dtype=torch.float32) * (-math.log(1e4) / half)
+            torch.arange(half, device=timestep.device, dtype=torch.float32)
+            * (-math.log(1e4) / half)
         )
         angle = timestep[:, None].float() * rate
         one = torch.ones_like(c.crf, dtype=torch.float32)

@@ -41,7 +41,9 @@ def choose_device(runtime: Runtime) -> tuple[torch.device, torch.dtype]:
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ResourceError(f"no CUDA device {name}: {torch.cuda.device_count()} found; use --device cpu")
+        raise ResourceError(
+            f"no CUDA device {name}: {torch.cuda.device_count()} found; use --device cpu"
+        )
     if device.type == "mps" and not torch.mps.is_available():
         raise ResourceError("no MPS device on this machine; use --device cpu")
     if runtime.dtype != "auto":

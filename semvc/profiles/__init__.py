@@ -49,9 +49,7 @@ class Profile(Protocol):
 
     def encode(self, clip: Clip, start: int, quality: float, check: int) -> Coded: ...
 
-    def unpack(
-        self, segment: Segment, header: StreamHeader, check: int
-    ) -> tuple[Any, int]: ...
+    def unpack(self, segment: Segment, header: StreamHeader, check: int) -> tuple[Any, int]: ...
 
     def load(self, header: StreamHeader, tier: str, steps: int, runtime: Runtime) -> None: ...
 
@@ -66,7 +64,9 @@ def create(profile: ProfileId) -> Profile:
     """Return a new object of a profile; UnsupportedError if this program has none."""
     if profile not in _CLASSES:
         known = ", ".join(p.name.lower() for p in _CLASSES)
-        raise UnsupportedError(f"profile {profile.name.lower()} cannot be decoded here; known: {known}")
+        raise UnsupportedError(
+            f"profile {profile.name.lower()} cannot be decoded here; known: {known}"
+        )
     module, name = _CLASSES[profile].split(":")
     made: Profile = getattr(importlib.import_module(module), name)()
     return made
@@ -79,4 +79,3 @@ def by_name(name: str) -> ProfileId:
             return profile
     known = ", ".join(p.name.lower() for p in _CLASSES)
     raise UsageError(f"unknown profile {name!r}; known: {known}")
-

@@ -18,16 +18,27 @@ from semvc import weights
 from semvc.bitstream.headers import ProfileId, SectionType, StreamHeader
 from semvc.errors import BitstreamError, ModelError
 from semvc.media import av1, color
+from semvc.media.files import write_png
+from semvc.media.writer import OutputOptions, VideoWriter
 from semvc.nets import conditioning
 from semvc.nets.conditioning import FACTORS, SegmentConditions
 from semvc.profiles import Coded
 from semvc.signals.baselayer import BaseLayer, decode_base_layer, encode_base_layer, rounded_crf
 from semvc.signals.caption import Caption, decode_caption, encode_caption
 from semvc.signals.edges import extract_edges
-from semvc.signals.sketch import MAX_SCALE, MAX_STEP, Sketch, SketchFrame, decode_sketch, encode_sketch
-from semvc.types import Clip, EncodeOptions, Runtime
+from semvc.signals.sketch import (
+    MAX_SCALE,
+    MAX_STEP,
+    Sketch,
+    SketchFrame,
+    decode_sketch,
+    encode_sketch,
+)
+from semvc.types import Clip, EncodeOptions, Runtime, VideoInfo
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from semvc.bitstream.segments import Segment
     from semvc.types import UInt8
     from semvc.nets.restore import Restorer
@@ -99,7 +110,9 @@ class Disco:
         """Code one clip that begins at frame `start` at `quality`."""
         sections: dict[SectionType, bytes] = {}
         if self._options.caption:
-            sections[SectionType.CAPTION], check = encode_caption(Caption(self._options.caption), check)
+            sections[SectionType.CAPTION], check = encode_caption(
+                Caption(self._options.caption), check
+            )
         small = self._degraded(clip, start)
         crf = _crf(_level(quality), self._factor)
         header, obus = av1.encode_segment(
@@ -168,9 +181,13 @@ class Disco:
             )
         device, dtype = load.choose_device(runtime)
         network = load.build(weights.resolve(ref, runtime.models_dir), device, dtype)
-        self._restorer = Restorer(network, device=device, dtype=dtype, steps=steps, seed=header.seed)
+        self._restorer = Restorer(
+            network, device=device, dtype=dtype, steps=steps, seed=header.seed
+        )
 
-    def synthesize(self, signals: Signals, segment: Segment, header: StreamHeader) -> Iterator[UInt8]:
+    def synthesize(
+        self, signals: Signals, segment: Segment, header: StreamHeader
+    ) -> Iterator[UInt8]:
         """Yield the segment's frames, uint8 [H, W, 3] RGB."""
         given = _conditions(signals, segment, header)
         if self._restorer is not None:
@@ -182,6 +199,23 @@ class Disco:
                 held = int(index)
                 picture = conditioning.upsampled(given, held)
             yield picture
+
+    def dump(self, signals: Signals, segment: Segment, header: StreamHeader, folder: Path) -> None:
+        """Write the caption as text, the base layer as a video, each sketch map as a PNG."""
+        stem = f"{segment.index:05d}"
+        if signals.caption is not None:
+            (folder / f"{stem}-caption.txt").write_text(signals.caption.text + "\n", "utf-8")
+        if signals.sketch is not None:
+            for index, bits in enumerate(signals.sketch.maps):
+                frame = index * signals.sketch.step
+                write_png(folder / f"{stem}-sketch-{frame:04d}.png", bits * np.uint8(255))
+        frames = color.yuv420_to_rgb(signals.planes)
+        rate = header.frame_rate / signals.base.temporal
+        info = VideoInfo(frames.shape[2], frames.shape[1], rate, 1 / rate)
+        options = OutputOptions(crf=8, force=True)
+        with VideoWriter(folder / f"{stem}-base.mp4", info, options=options) as writer:
+            for index, frame in enumerate(frames):
+                writer.write(frame, index)
 
 
 def _conditions(signals: Signals, segment: Segment, header: StreamHeader) -> SegmentConditions:

@@ -60,7 +60,9 @@ class Cache:
         true, conditioning = [], []
         for t in range(unroll):
             true.append(_images(np.stack([r["source"][t] for r in rows])))
-            base = torch.cat([_images(np.stack([r["base"][t, k] for r in rows])) for k in range(3)], 1)
+            base = torch.cat(
+                [_images(np.stack([r["base"][t, k] for r in rows])) for k in range(3)], 1
+            )
             settings = torch.from_numpy(np.stack([r["settings"] for r in rows]))
             figure = torch.tensor([float(r["figure"]) for r in rows])[:, None, None, None]
             maps = {n: _maps(np.stack([r[n][t] for r in rows])) for n in ("sketch", "skeleton")}

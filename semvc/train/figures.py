@@ -63,7 +63,9 @@ def draw(frames: UInt8, random: np.random.Generator) -> tuple[UInt8, Float32]:
             for a, b, thick, kind in _PARTS:
                 reach = max(thick * scale, 1.0)
                 (ax, ay), (bx, by) = points[a], points[b]
-                low = np.maximum(np.floor(np.minimum(points[a], points[b]) - reach - 2), 0).astype(int)
+                low = np.maximum(np.floor(np.minimum(points[a], points[b]) - reach - 2), 0).astype(
+                    int
+                )
                 high = np.ceil(np.maximum(points[a], points[b]) + reach + 2).astype(int)
                 where = (slice(low[1], max(high[1], 0)), slice(low[0], max(high[0], 0)))
                 px, py = x[where] - ax, y[where] - ay
@@ -71,7 +73,9 @@ def draw(frames: UInt8, random: np.random.Generator) -> tuple[UInt8, Float32]:
                 along = np.clip((px * dx + py * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)
                 distance = np.hypot(px - along * dx, py - along * dy)
                 cover = np.clip(reach - distance + 0.5, 0, 1)[..., None]
-                shade = 1 - 0.35 * (distance / reach)[..., None] + 0.08 * np.sin(stripe * py)[..., None]
+                shade = (
+                    1 - 0.35 * (distance / reach)[..., None] + 0.08 * np.sin(stripe * py)[..., None]
+                )
                 colour = np.clip(colours[kind] * shade, 0, 255)
                 out[t][where] = (out[t][where] * (1 - cover) + colour * cover).astype(np.uint8)
     return out, people

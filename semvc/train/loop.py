@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,7 +47,9 @@ class Trainer:
         self.recipe, self.run = recipe, run
         torch.manual_seed(recipe.seed)
         self.device = torch.device(run.device)
-        self.generator = Generator(**recipe.network).to(self.device, memory_format=torch.channels_last)
+        self.generator = Generator(**recipe.network).to(
+            self.device, memory_format=torch.channels_last
+        )
         self.average = {n: p.detach().clone() for n, p in self.generator.named_parameters()}
         self.critic = losses.Discriminator(recipe.critic_width).to(
             self.device, memory_format=torch.channels_last
@@ -93,7 +96,12 @@ class Trainer:
             now = time.monotonic()
             if self.step % 50 == 0:
                 means = {k: round(v / counted, 5) for k, v in sums.items()}
-                row = {"step": self.step, "stage": found[0].name, "seconds": round(now - begun, 1), **means}
+                row = {
+                    "step": self.step,
+                    "stage": found[0].name,
+                    "seconds": round(now - begun, 1),
+                    **means,
+                }
                 with (self.run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps(row) + "\n")
                 _log.info("%s", row)
@@ -191,7 +199,9 @@ class Trainer:
             for i, state in optimiser.state_dict()["state"].items():
                 tensors |= {f"{label}.{i}.{n}": torch.as_tensor(t) for n, t in state.items()}
         part = self.run.folder / "checkpoint.part"
-        save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, part, {"step": str(self.step)})
+        save_file(
+            {n: t.contiguous().cpu() for n, t in tensors.items()}, part, {"step": str(self.step)}
+        )
         part.replace(self.run.folder / "checkpoint.safetensors")
 
     def resume(self) -> bool:
@@ -199,8 +209,6 @@ class Trainer:
         path = self.run.folder / "checkpoint.safetensors"
         if not path.exists():
             return False
-        from safetensors import safe_open
-
         with safe_open(path, "pt") as file:
             self.step = int(file.metadata()["step"])
         tensors = load_file(path)
@@ -222,9 +230,12 @@ class Trainer:
     def _all_optimisers(self) -> list[tuple[str, torch.optim.Optimizer]]:
         return [*self.optimisers.items(), ("critic_adam", self.critic_optimiser)]
 
-    def export(self, path: Path) -> None:
-        """Write the running average as fp16 weights, the form in which models ship."""
-        save_file({n: t.half().contiguous().cpu() for n, t in self.average.items()}, path)
+
+def export(checkpoint: Path, path: Path) -> None:
+    """Write a checkpoint's running average as fp16 weights, the form in which models ship."""
+    label = "average."
+    tensors = {n[len(label) :]: t for n, t in load_file(checkpoint).items() if n.startswith(label)}
+    save_file({n: t.half().contiguous() for n, t in tensors.items()}, path)
 
 
 def _split(network: Generator) -> tuple[list[Tensor], list[Tensor]]:
@@ -246,7 +257,8 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     move = [
-        Conditioning(*(None if v is None else v.to(device) for v in _values(c))) for c in batch.conditioning
+        Conditioning(*(None if v is None else v.to(device) for v in _values(c)))
+        for c in batch.conditioning
     ]
     return Batch([t.to(device) for t in batch.true], move)
 

@@ -164,7 +164,10 @@ class _Critic(nn.Sequential):
 def hinge_critic(real: list[Tensor], made: list[Tensor]) -> Tensor:
     """Hinge loss of the critic (Lim and Ye 2017)."""
     return sum(
-        (F.relu(1 - r.float()).mean() + F.relu(1 + m.float()).mean() for r, m in zip(real, made, strict=True)),
+        (
+            F.relu(1 - r.float()).mean() + F.relu(1 + m.float()).mean()
+            for r, m in zip(real, made, strict=True)
+        ),
         start=real[0].new_zeros((), dtype=torch.float32),
     )
 

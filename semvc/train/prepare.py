@@ -82,7 +82,9 @@ def clips(folder: Path, *, seed: int, rounds: int) -> Iterator[Footage]:
 def photos(folder: Path, *, seed: int) -> Iterator[Footage]:
     """Yield every photograph as a moving crop: pan, zoom and turn; people are drawn on some."""
     for number, path in enumerate(sorted(folder.glob("*.jpg"))):
-        random = np.random.Generator(np.random.Philox(key=np.array([seed, (2 << 32) + number], np.uint64)))
+        random = np.random.Generator(
+            np.random.Philox(key=np.array([seed, (2 << 32) + number], np.uint64))
+        )
         with av.open(str(path)) as container:
             picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
         frames = _moving_crop(picture, random, frames=20, height=320, width=448)
@@ -107,10 +109,14 @@ def _moving_crop(
         cx, cy = centre + speed * t
         sx, sy = size * width / w, size * height / h
         c, s = np.cos(angle), np.sin(angle)
-        matrix = torch.tensor([[[c * sx, -s * sx * height / width, cx], [s * sy * width / height, c * sy, cy]]])
+        matrix = torch.tensor(
+            [[[c * sx, -s * sx * height / width, cx], [s * sy * width / height, c * sy, cy]]]
+        )
         grid = F.affine_grid(matrix.float(), [1, 3, 2 * height, 2 * width], align_corners=False)
         big = F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-        out.append(F.avg_pool2d(big, 2).clamp(0, 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy())
+        out.append(
+            F.avg_pool2d(big, 2).clamp(0, 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
+        )
     return np.stack(out)
 
 
@@ -124,7 +130,9 @@ def _shard(
     if min(height, width) < SIDE or count < LENGTH:
         return None
     bw, bh = conditioning.base_size(width, height, factor)
-    padded = np.pad(frames, ((0, 0), (0, bh * factor - height), (0, bw * factor - width), (0, 0)), "edge")
+    padded = np.pad(
+        frames, ((0, 0), (0, bh * factor - height), (0, bw * factor - width), (0, 0)), "edge"
+    )
     small = color.resize(padded[::step], bh, bw)
     header, obus = av1.encode_segment(small, crf=crf, preset=preset)
     planes = av1.decode_segment(header, obus, (bw, bh), len(small))
@@ -170,7 +178,9 @@ def _sketch(source: UInt8, random: np.random.Generator) -> UInt8:
     held = int(random.choice([1, 2, 4]))
     luma = source.mean(3).astype(np.uint8)
     maps = extract_edges(luma, (side, side), density=float(random.uniform(0.02, 0.06)))
-    return np.stack([conditioning.render_map(maps[t // held * held], grid, grid) for t in range(LENGTH)])
+    return np.stack(
+        [conditioning.render_map(maps[t // held * held], grid, grid) for t in range(LENGTH)]
+    )
 
 
 def _skeleton(piece: Footage, start: int, y: int, x: int) -> UInt8:

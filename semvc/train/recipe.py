@@ -39,7 +39,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.unroll) < 1 or self.crop % 16:
-            raise UsageError(f"stage {self.name}: steps, batch, unroll >= 1 and crop a multiple of 16")
+            raise UsageError(
+                f"stage {self.name}: steps, batch, unroll >= 1 and crop a multiple of 16"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ def load(path: Path) -> Recipe:
 def _build(kind: type, values: dict[str, Any], path: Path) -> Any:
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
-        raise UsageError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        raise UsageError(
+            f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
     try:
         return kind(**values)
     except TypeError as error:

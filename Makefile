@@ -1,0 +1,50 @@
+PYTHON ?= python3
+BIN = .venv/bin
+IN ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check test-full vectors fuzz bench models dist clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt hatchling editables hypothesis import-linter mypy pytest ruff
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+demo: .venv/ready ## encode and decode one clip, print the figures, draw demo/side-by-side.png (IN=clip.mp4)
+	$(BIN)/python -m semvc.demo --out demo $(if $(IN),--input "$(IN)")
+
+test: .venv/ready ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: .venv/ready ## format, lint, types, layers, fast tests
+	$(BIN)/ruff format --check semvc tests
+	$(BIN)/ruff check semvc tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not nightly and not slow"
+
+test-full: .venv/ready ## tests at the full sizes of the test plan (hours)
+	$(BIN)/python -m pytest -m "nightly or not nightly"
+
+vectors: .venv/ready ## rewrite the golden vectors; say why in the commit
+	$(BIN)/python -m tests.make_vectors
+
+fuzz: .venv/ready ## mutate streams for a while; finds are kept in tests/corpus
+	$(BIN)/python -m tests.fuzz
+
+bench: .venv/ready ## start-up, memory and speed figures
+	$(BIN)/python -m tests.bench
+
+models: .venv/ready ## check every bundled model against its hash
+	$(BIN)/semvc models verify
+
+dist: .venv/ready ## build the wheel
+	$(BIN)/pip wheel --no-deps --no-build-isolation -w dist .
+
+clean: ## remove what the other targets made
+	rm -rf .venv demo dist build

@@ -1,0 +1,114 @@
+"""Looking into a stream: deep verification, dumping of signals, editing of sections."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+from semvc import codec, profiles
+from semvc.bitstream import container
+from semvc.bitstream.container import PartFile, Segment, StreamReader
+from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
+from semvc.errors import BitstreamError, LimitError, UsageError
+from semvc.media.files import write_packets
+from semvc.media.audioformat import AudioConfig
+from semvc.signals.audio import decode_audio
+from semvc.signals.caption import Caption, encode_caption
+
+
+def verify_signals(source: BinaryIO) -> list[str]:
+    """Decode every integer and the base layer; return what is wrong, one sentence each."""
+    source.seek(0)
+    reader = StreamReader(source)
+    codec.check_entropy(reader.header)
+    profile = profiles.create(reader.header.profile)
+    damage: list[str] = []
+    for segment in reader:
+        try:
+            codec.unpack(profile, segment, reader.header)
+            for kind in AUDIO_SECTIONS & segment.sections.keys():
+                decode_audio(segment.sections[kind])
+        except (BitstreamError, LimitError) as error:
+            damage.append(f"segment {segment.index}: {error}")
+    return damage
+
+
+def dump(source: BinaryIO, folder: Path, *, force: bool) -> int:
+    """Write every signal as files a person can open; return how many there are.
+
+    `info.json` describes the stream; each segment has its own files, named by its number.
+    UsageError for a folder that has files, unless `force`.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force)):
+        raise UsageError(f"{folder} exists and is not empty: use --force to write into it")
+    folder.mkdir(parents=True, exist_ok=True)
+    reader = StreamReader(source)
+    codec.check_entropy(reader.header)
+    profile = profiles.create(reader.header.profile)
+    sound: list[tuple[int, tuple[bytes, ...]]] = []
+    for segment in reader:
+        timing, signals = codec.unpack(profile, segment, reader.header)
+        if timing is not None:
+            lines = "".join(f"{pts}\n" for pts in timing.pts)
+            (folder / f"{segment.index:05d}-timing.txt").write_text(lines, "ascii")
+        profile.dump(signals, segment, reader.header, folder)
+        for kind in AUDIO_SECTIONS & segment.sections.keys():
+            audio, _ = decode_audio(segment.sections[kind])
+            begin = timing.pts[0] if timing else segment.start
+            sound.append((_samples(begin, reader.header) + audio.offset, audio.packets))
+    if sound:
+        write_packets(folder / "audio", AudioConfig.from_bytes(reader.header.audio), sound)
+    return sum(1 for path in folder.iterdir() if path.is_file())
+
+
+def edit(
+    source: BinaryIO,
+    target: Path,
+    *,
+    drop: tuple[str, ...] = (),
+    caption: str | None = None,
+    force: bool = False,
+) -> None:
+    """Copy a stream without some section types, or with another caption; the rest byte for byte."""
+    kinds = {_section(name) for name in drop}
+    if SectionType.BASE_AV1 in kinds or SectionType.TIMING in kinds:
+        raise UsageError(
+            "the base layer and the timing cannot be dropped: nothing decodes without them"
+        )
+    replace = {} if caption is None else {SectionType.CAPTION: encode_caption(Caption(caption))[0]}
+    header = StreamReader(source).header
+    codec.check_entropy(header)
+    profile = profiles.create(header.profile)
+
+    def check(segment: Segment, sections: Mapping[SectionType, bytes]) -> int:
+        changed = Segment(
+            segment.index,
+            segment.start,
+            segment.frames,
+            sections,
+            0,
+            segment.offset,
+            segment.chunk_bytes,
+        )
+        return codec.signals_check(profile, changed, header) & 0xFFFF
+
+    source.seek(0)
+    with PartFile(target, force=force) as part:
+        container.edit(
+            source, part.sink, drop=kinds, replace=replace, state_check=check, sync=part.sync
+        )
+
+
+def _section(name: str) -> SectionType:
+    with contextlib.suppress(KeyError):
+        return SectionType[name.upper()]
+    known = ", ".join(kind.name.lower() for kind in SectionType)
+    raise UsageError(f"unknown section type {name!r}; known: {known}")
+
+
+def _samples(begin: int, header: StreamHeader) -> int:
+    base = header.time_base or 1 / header.frame_rate
+    return int(begin * base * AudioConfig.from_bytes(header.audio).rate + Fraction(1, 2))

@@ -1,0 +1,36 @@
+"""Single signals as files of their own, for people to open: pictures and sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from semvc.media.audio import AudioMuxer, Packets
+from semvc.media.audioformat import AudioCodec, AudioConfig
+
+
+def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write uint8 [H, W] (grey) or [H, W, 3] (RGB) as a PNG."""
+    kind = "gray" if image.ndim == 2 else "rgb24"
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=kind)
+    context = av.CodecContext.create("png", "w")
+    if not isinstance(context, av.VideoCodecContext):
+        raise TypeError("png is a video codec")
+    context.width, context.height, context.pix_fmt = picture.width, picture.height, kind
+    context.time_base = 1
+    path.write_bytes(b"".join(bytes(p) for p in (*context.encode(picture), *context.encode(None))))
+
+
+def write_packets(stem: Path, config: AudioConfig, runs: Iterable[tuple[int, Packets]]) -> Path:
+    """Write sound as STEM.opus (Opus) or STEM.mka (others); each run begins at a sample."""
+    suffix, kind = (".opus", "ogg") if config.codec == AudioCodec.OPUS else (".mka", "matroska")
+    path = stem.with_suffix(suffix)
+    with av.open(str(path), "w", format=kind) as container:
+        muxer = AudioMuxer(container, config)
+        for start, packets in runs:
+            muxer.write(start, packets)
+    return path
