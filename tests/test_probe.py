@@ -33,10 +33,8 @@ def test_a_newer_minor_version_is_read_and_kept() -> None:
     assert again.getvalue() == raw
 
 
-@pytest.mark.parametrize("kind", range(8, 16))
+@pytest.mark.parametrize("kind", [8, 10, 11, 13, 14, 15])  # the content of 9 and 12 means something
 def test_ancillary_chunks_are_skipped_and_kept(kind: int) -> None:
-    if kind in (ChunkType.HEADER_COPY, ChunkType.INDEX):
-        pytest.skip("unskip if these two become opaque: their content is checked or rebuilt")
     sink = io.BytesIO()
     writer = StreamWriter(sink, sample_header())
     calls = list(fill(sample_header(), random.Random(1), 3, 50))
