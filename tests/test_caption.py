@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from semvc.entropy import ASSETS
 from semvc.entropy.coder import Counter, Decoder, Encoder
 from semvc.entropy.reference import ReferenceDecoder
 from semvc.errors import BitstreamError
@@ -18,6 +20,7 @@ from semvc.signals.caption import (
     decode_caption,
     encode_caption,
 )
+from semvc.train import tables
 
 CAPTIONS = (Path(__file__).parent / "data" / "captions.txt").read_text("utf-8").splitlines()
 ODD = [
@@ -122,3 +125,16 @@ def test_bytes_that_are_not_utf8_are_damage():
         code_caption(encoder, Wrong("x"))
     with pytest.raises(BitstreamError, match="UTF-8"):
         decode_caption(encoder.finish())
+
+
+def test_the_caption_asset_is_what_its_builder_writes():
+    sources = [(Path(tables.__file__).parent / name) for name in ("captions.txt", "words.txt")]
+    built = tables.build_caption_text(*(source.read_bytes() for source in sources))
+    assert (ASSETS / "caption.txt").read_bytes() == built
+
+
+@pytest.mark.nightly
+def test_the_caption_mixture_can_be_trained_again():
+    built = tables.build_caption_mixture((ASSETS / "caption.txt").read_bytes())
+    stored = np.frombuffer((ASSETS / "caption.i16").read_bytes(), "<i2").astype(int)
+    assert abs(np.frombuffer(built, "<i2") - stored).max() <= 2

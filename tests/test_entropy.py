@@ -26,6 +26,7 @@ from semvc.entropy.tables import (
     stretch_table,
 )
 from semvc.errors import BitstreamError
+from semvc.train.tables import build_logistic
 
 SKEWED = TableSet(
     np.array([[TOTAL - 2, 1, 1], [1, TOTAL - 2, 1], [TOTAL // 2, TOTAL // 4, TOTAL // 4]])
@@ -383,3 +384,7 @@ def test_the_entropy_id_changes_with_any_byte_of_any_asset(tmp_path, monkeypatch
         (tmp_path / name).write_bytes(content)
         seen.add(entropy.entropy_digest.__wrapped__())
     assert len(seen) == 5
+
+
+def test_the_logistic_asset_is_what_its_builder_writes():
+    assert (entropy.ASSETS / "logistic.u32").read_bytes() == build_logistic()
