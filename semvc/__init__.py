@@ -1,7 +1,7 @@
 """semvc: a semantic video codec.
 
-`encode`, `decode` and `probe` are the library; they are loaded when first used, so that importing the
-package costs nothing.
+`encode`, `decode` and `probe` are the library; they are loaded when first used, so that importing
+the package costs nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semvc.bitstream.container import probe
-    from semvc.codec import decode, encode
+    from semvc.decoder import decode
+    from semvc.encoder import encode
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "decode", "encode", "probe"]
 
-_HOMES = {"encode": "semvc.codec", "decode": "semvc.codec", "probe": "semvc.bitstream.container"}
+_HOMES = {"encode": "semvc.encoder", "decode": "semvc.decoder", "probe": "semvc.bitstream.container"}
 
 
 def __getattr__(name: str) -> Any:

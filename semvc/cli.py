@@ -255,7 +255,8 @@ def encode(source: Path, target: Path, **given: Any) -> None:
 
     One of -q, --bpp, --kbps and --size sets the rate.
     """
-    from semvc import codec
+    from semvc import encoder
+    from semvc.rate import Target
     from semvc.types import EncodeOptions
 
     rates = {n: given[n] for n in ("quality", "bpp", "kbps", "size") if given[n] is not None}
@@ -285,8 +286,8 @@ def encode(source: Path, target: Path, **given: Any) -> None:
         audio_kbps=kbps,
         title=given["title"],
     )
-    job = codec.EncodeJob(
-        target=codec.Target(*rates.popitem()) if rates else None,
+    job = encoder.EncodeJob(
+        target=Target(*rates.popitem()) if rates else None,
         deterministic=given["deterministic"],
         force=given["force"],
         resume=given["resume"],
@@ -295,7 +296,7 @@ def encode(source: Path, target: Path, **given: Any) -> None:
     _check_dash(target, given)
     with _progress("encode", given) as advance, _input(source) as opened:
         output: Path | BinaryIO = sys.stdout.buffer if str(target) == "-" else target
-        report = codec.encode(opened, output, options, job=job, on_frames=advance)
+        report = encoder.encode(opened, output, options, job=job, on_frames=advance)
     _finish(report, given, str(target))
 
 
@@ -328,9 +329,6 @@ def encode(source: Path, target: Path, **given: Any) -> None:
     help="Decode what is intact of a damaged stream; exit 9 if there are gaps.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Keep finished segments, and go on with those of an earlier run."
-)
-@click.option(
     "--any-decoder", is_flag=True, help="Decode with the installed model even if made for another."
 )
 @click.option(
@@ -346,7 +344,7 @@ def encode(source: Path, target: Path, **given: Any) -> None:
 @_output_options
 def decode(source: Path, target: Path, **given: Any) -> int:
     """Rebuild the video of the stream SOURCE as TARGET ('-' for stdin and stdout)."""
-    from semvc import codec
+    from semvc import decoder
     from semvc.types import Runtime
 
     runtime = Runtime(
@@ -355,13 +353,12 @@ def decode(source: Path, target: Path, **given: Any) -> int:
         models_dir=given["models_dir"],
         any_decoder=given["any_decoder"],
     )
-    job = codec.DecodeJob(
+    job = decoder.DecodeJob(
         tier=given["tier"],
         steps=given["steps"],
         start=given["start"],
         duration=given["duration"],
         salvage=given["salvage"],
-        resume=given["resume"],
         force=given["force"],
         codec=given["output_codec"],
         quality=given["output_quality"],
@@ -369,7 +366,7 @@ def decode(source: Path, target: Path, **given: Any) -> int:
     _check_dash(target, given)
     with _progress("decode", given) as advance, _stream(source) as opened:
         output: Path | BinaryIO = sys.stdout.buffer if str(target) == "-" else target
-        report = codec.decode(opened, output, job, runtime=runtime, on_frames=advance)
+        report = decoder.decode(opened, output, job, runtime=runtime, on_frames=advance)
     _finish(report, given, str(target))
     if report.gaps:
         return _say(f"{target}: {report.gaps} gaps were filled with held frames", 9)

@@ -16,7 +16,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from semvc import codec, describe
+from semvc import decoder, describe, encoder
 from semvc.bitstream.probe import probe
 from semvc.errors import MediaError
 from semvc.media import av1, color
@@ -40,13 +40,13 @@ def main(source: Path | None, out: Path, bpp: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     source = source or _sample(out)
     stream = out / "demo.svc"
-    job = codec.EncodeJob(target=Target("bpp", bpp), force=True)
-    report = codec.encode(source, stream, EncodeOptions(), job=job)
+    job = encoder.EncodeJob(target=Target("bpp", bpp), force=True)
+    report = encoder.encode(source, stream, EncodeOptions(), job=job)
     click.echo(f"encode   {report.summary()}")
     for tier in ("preview", "small"):
         with stream.open("rb") as opened:
-            done = codec.decode(
-                opened, out / f"{tier}.mp4", codec.DecodeJob(tier=tier, force=True, codec="h264")
+            done = decoder.decode(
+                opened, out / f"{tier}.mp4", decoder.DecodeJob(tier=tier, force=True, codec="h264")
             )
         click.echo(f"{tier:8} {done.frames} frames at {done.to_json()['fps']:.1f} frames/s")
     with stream.open("rb") as opened:

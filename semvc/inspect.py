@@ -8,13 +8,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
-from semvc import codec, profiles
+from semvc import decoder, profiles
 from semvc.bitstream import container
 from semvc.bitstream.container import PartFile, Segment, StreamReader
 from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
 from semvc.errors import BitstreamError, LimitError, UsageError
-from semvc.media.files import write_packets
 from semvc.media.audioformat import AudioConfig
+from semvc.media.files import write_packets
 from semvc.signals.audio import decode_audio
 from semvc.signals.caption import Caption, encode_caption
 
@@ -23,12 +23,12 @@ def verify_signals(source: BinaryIO) -> list[str]:
     """Decode every integer and the base layer; return what is wrong, one sentence each."""
     source.seek(0)
     reader = StreamReader(source)
-    codec.check_entropy(reader.header)
+    decoder.check_entropy(reader.header)
     profile = profiles.create(reader.header.profile)
     damage: list[str] = []
     for segment in reader:
         try:
-            codec.unpack(profile, segment, reader.header)
+            decoder.unpack(profile, segment, reader.header)
             for kind in AUDIO_SECTIONS & segment.sections.keys():
                 decode_audio(segment.sections[kind])
         except (BitstreamError, LimitError) as error:
@@ -46,11 +46,11 @@ def dump(source: BinaryIO, folder: Path, *, force: bool) -> int:
         raise UsageError(f"{folder} exists and is not empty: use --force to write into it")
     folder.mkdir(parents=True, exist_ok=True)
     reader = StreamReader(source)
-    codec.check_entropy(reader.header)
+    decoder.check_entropy(reader.header)
     profile = profiles.create(reader.header.profile)
     sound: list[tuple[int, tuple[bytes, ...]]] = []
     for segment in reader:
-        timing, signals = codec.unpack(profile, segment, reader.header)
+        timing, signals = decoder.unpack(profile, segment, reader.header)
         if timing is not None:
             lines = "".join(f"{pts}\n" for pts in timing.pts)
             (folder / f"{segment.index:05d}-timing.txt").write_text(lines, "ascii")
@@ -80,7 +80,7 @@ def edit(
         )
     replace = {} if caption is None else {SectionType.CAPTION: encode_caption(Caption(caption))[0]}
     header = StreamReader(source).header
-    codec.check_entropy(header)
+    decoder.check_entropy(header)
     profile = profiles.create(header.profile)
 
     def check(segment: Segment, sections: Mapping[SectionType, bytes]) -> int:
@@ -93,7 +93,7 @@ def edit(
             segment.offset,
             segment.chunk_bytes,
         )
-        return codec.signals_check(profile, changed, header) & 0xFFFF
+        return decoder.signals_check(profile, changed, header) & 0xFFFF
 
     source.seek(0)
     with PartFile(target, force=force) as part:

@@ -1,7 +1,7 @@
 """The profiles: how a clip becomes sections and sections become a clip.
 
-Nothing else in the program knows which profile is running. Classes are named by text and imported on
-use, so that the rest of the program has no import path to torch.
+Nothing else in the program knows which profile is running. Classes are named by text and imported
+on use, so that the rest of the program has no import path to torch.
 """
 
 from __future__ import annotations
@@ -45,19 +45,23 @@ class Profile(Protocol):
 
     id: ClassVar[ProfileId]
 
-    def begin(self, clip: Clip, options: EncodeOptions) -> dict[str, Any]: ...
+    def begin(self, clip: Clip, options: EncodeOptions) -> dict[str, Any]:
+        """Look at the first clip; return the `StreamHeader` fields that the profile decides."""
 
-    def encode(self, clip: Clip, start: int, quality: float, check: int) -> Coded: ...
+    def encode(self, clip: Clip, start: int, quality: float, check: int) -> Coded:
+        """Code one clip that begins at frame `start`."""
 
-    def unpack(self, segment: Segment, header: StreamHeader, check: int) -> tuple[Any, int]: ...
+    def unpack(self, segment: Segment, header: StreamHeader, check: int) -> tuple[Any, int]:
+        """Return a segment's signals and the chained check; BitstreamError for damage."""
 
-    def load(self, header: StreamHeader, tier: str, steps: int, runtime: Runtime) -> None: ...
+    def load(self, header: StreamHeader, tier: str, steps: int, runtime: Runtime) -> None:
+        """Get ready to synthesize; ModelError if the model is missing or another one."""
 
-    def synthesize(
-        self, signals: Any, segment: Segment, header: StreamHeader
-    ) -> Iterator[UInt8]: ...
+    def synthesize(self, signals: Any, segment: Segment, header: StreamHeader) -> Iterator[UInt8]:
+        """Yield the segment's frames, uint8 [H, W, 3] full-range RGB."""
 
-    def dump(self, signals: Any, segment: Segment, header: StreamHeader, folder: Path) -> None: ...
+    def dump(self, signals: Any, segment: Segment, header: StreamHeader, folder: Path) -> None:
+        """Write the signals as files a person can open."""
 
 
 def create(profile: ProfileId) -> Profile:

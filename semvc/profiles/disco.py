@@ -1,8 +1,8 @@
-"""Profile disco: a degraded video, and optionally a caption, sketch and skeleton, drive a generator.
+"""Profile disco: a degraded video and optional control signals drive a generator.
 
-After DiSCo (Wang et al., 2026): the encoder sends a spatially and temporally degraded video (the base
-layer) and compact control signals, each with a codec of its own; the decoder fills the base layer
-forward in time and lets a conditional diffusion model put the picture back.
+After DiSCo (Wang et al., 2026): the encoder sends a spatially and temporally degraded video (the
+base layer) and compact control signals, each with a codec of its own; the decoder fills the base
+layer forward in time and lets a conditional diffusion model put the picture back.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from semvc.bitstream.segments import Segment
-    from semvc.types import UInt8
     from semvc.nets.restore import Restorer
+    from semvc.types import UInt8
 
 SECTIONS = (SectionType.CAPTION, SectionType.SKELETON, SectionType.SKETCH, SectionType.BASE_AV1)
 _BEST_LEVEL, _WORST_LEVEL = 35.0, 91.0  # crf of the base layer at full size, quality 63 and 0
@@ -77,7 +77,7 @@ class Disco:
     # --- analysis
 
     def begin(self, clip: Clip, options: EncodeOptions) -> dict[str, Any]:
-        """Choose the base layer's factors from the first clip; return this profile's header fields."""
+        """Choose the base layer's factors from the first clip; return the header fields."""
         self._options = options
         level = _level(options.quality)
         self._factor = options.factor or _factor(level)
@@ -173,7 +173,7 @@ class Disco:
         ref = weights.for_profile("disco", tier, runtime.models_dir)
         if ref.decoder_id() != header.decoder_id and not runtime.any_decoder:
             named = weights.by_decoder(header.decoder_id, runtime.models_dir)
-            what = header.decoder_id.hex() if named is None else named.id
+            what = bytes(header.decoder_id).hex() if named is None else named.id
             raise ModelError(
                 f"the stream was made for decoder {what}, installed is {ref.id}"
                 f" ({ref.decoder_id().hex()}); the stream itself is intact: --any-decoder decodes it"
@@ -272,7 +272,7 @@ def _crf(level: float, factor: int) -> float:
 
 
 def _step(clip: Clip, level: float) -> int:
-    """Every how many frames one is sent: more rarely in still clips, at high rates, at low quality."""
+    """Every how many frames one is sent: more rarely in still clips and at high rates."""
     luma = clip.frames[:, ::8, ::8].mean(3)
     motion = float(np.abs(np.diff(luma, axis=0)).mean()) if len(luma) > 1 else 0.0
     step = 1

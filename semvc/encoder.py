@@ -1,0 +1,326 @@
+"""Encoding of whole files: segments, sound, timing, rate control, resuming.
+
+Memory holds about one segment, whatever the length. The library never prints; reports are returned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from semvc import profiles
+from semvc.bitstream.container import PartFile, StreamWriter, part_header, resume_writer
+from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
+from semvc.entropy import entropy_id
+from semvc.errors import UsageError
+from semvc.media.audio import AudioTrack
+from semvc.media.reader import VideoReader
+from semvc.media.scenes import SegmentPlanner
+from semvc.rate import TOLERANCE, Target, search
+from semvc.report import Report
+from semvc.signals.audio import Audio, encode_audio
+from semvc.signals.timing import Timing, encode_timing
+from semvc.types import Clip, EncodeOptions, VideoInfo
+
+if TYPE_CHECKING:
+    from semvc.types import UInt8
+
+OnFrames = Callable[[int, int], None]
+
+_MAX_CLIP_BYTES = 1 << 30  # RGB frames of one segment in memory
+_MAX_FRAMES = 1000  # of a segment
+_MIN_SECONDS = 0.75  # of a segment between scene cuts
+_SEARCH_FROM = 32.0  # quality where the search for a target begins
+_HEADER_BYTES, _END_BYTES = 60, 14
+_FRAMING_BYTES = 10  # of a segment, apart from section lengths
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeJob:
+    """How to run an encode, apart from what changes the bits; `target` overrides the quality.
+
+    `deterministic` takes the salt from input and options, so that two runs give equal files.
+    """
+
+    target: Target | None = None
+    deterministic: bool = False
+    force: bool = False
+    resume: bool = False
+    keep_partial: bool = False
+
+
+def encode(
+    source: Path | BinaryIO,
+    target: Path | BinaryIO,
+    options: EncodeOptions,
+    *,
+    job: EncodeJob | None = None,
+    on_frames: OnFrames | None = None,
+) -> Report:
+    """Encode a video into a stream; `on_frames(done, total)` is called as frames are written.
+
+    Raises MediaError for an unreadable input, UsageError for options that contradict or a target
+    that cannot be met, ResourceError when writing fails. A file appears complete or not at all.
+    """
+    job = job or EncodeJob()
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        part = None
+        if isinstance(target, Path):
+            opened = PartFile(
+                target, force=job.force, resume=job.resume, keep_partial=job.keep_partial
+            )
+            part = stack.enter_context(opened)
+        reader = stack.enter_context(VideoReader(source))
+        track = None
+        if options.audio != "none" and reader.audio is not None:
+            kbps = None if options.audio == "copy" else options.audio_kbps
+            track = stack.enter_context(AudioTrack(reader.source, reader.start, kbps=kbps))
+        encoder = _Encoder(reader, options, job, track)
+        sink: PartFile | BinaryIO = target if part is None else part  # type: ignore[assignment]
+        encoder.run(sink, on_frames or (lambda *_: None))
+    encoder.report.seconds = time.monotonic() - begun
+    return encoder.report
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One segment's input: its clip, the first frame's number, when it ends, and its sound."""
+
+    clip: Clip
+    start: int
+    end_pts: int | None  # pts of the next frame, None at the end
+    sound: bytes
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.clip.frames)
+
+
+class _Encoder:
+    """The state of one encode."""
+
+    def __init__(
+        self, reader: VideoReader, options: EncodeOptions, job: EncodeJob, track: AudioTrack | None
+    ) -> None:
+        self._reader, self._options, self._job, self._track = reader, options, job, track
+        self._info = reader.info
+        self._rate = reader.info.frame_rate or _mean_rate(reader)
+        self._segment_frames = _segment_frames(reader.info, float(self._rate), options)
+        self._profile = profiles.create(profiles.by_name(options.profile))
+        self._first_quality = options.quality
+        self._audio_bytes = 0
+        self.report = Report("encode", reader.info.width, reader.info.height)
+        self.report.notes.extend(reader.info.notes)
+
+    def run(self, sink: PartFile | BinaryIO, on_frames: OnFrames) -> None:
+        """Write the whole stream."""
+        writer: StreamWriter | None = None
+        resumed = 0
+        for index, piece in enumerate(self._pieces()):
+            if writer is None:
+                writer = self._open(sink, piece)
+                resumed = writer.next_index
+                if resumed:
+                    self.report.notes.append(f"continued after {resumed} finished segments")
+            if index >= resumed:
+                self._write(writer, piece)
+            self._audio_bytes += len(piece.sound)
+            self.report.segments += 1
+            self.report.frames = piece.stop
+            on_frames(piece.stop, self._info.frame_count)
+        if writer is None:
+            raise UsageError("the input has no frames")
+        writer.finish()
+        self.report.bytes = writer.bytes_written
+        self.report.video_seconds = float(self.report.frames / self._rate)
+        self._judge_target()
+
+    def _pieces(self) -> Iterator[_Piece]:
+        most = self._segment_frames
+        least = max(1, min(most // 2, round(_MIN_SECONDS * float(self._rate))))
+        planner = SegmentPlanner(float(self._rate), max_frames=most, min_frames=least)
+        frames: list[UInt8] = []
+        pts: list[int] = []
+
+        def take(start: int, count: int) -> _Piece:
+            clip = Clip(np.stack(frames[:count]), np.array(pts[:count], np.int64), self._info)
+            after = pts[count] if len(pts) > count else None
+            del frames[:count], pts[:count]
+            return _Piece(clip, start, after, self._sound(clip, after))
+
+        for frame, time_of_frame in self._reader:
+            frames.append(frame)
+            pts.append(time_of_frame)
+            for span in planner.push(frame):
+                yield take(span.start, span.count)
+        for span in planner.finish():
+            yield take(span.start, span.count)
+
+    def _sound(self, clip: Clip, after: int | None) -> bytes:
+        if self._track is None:
+            return b""
+        base = self._info.time_base
+        offset, packets = self._track.take(
+            int(clip.pts[0]) * base, None if after is None else after * base
+        )
+        return encode_audio(Audio(offset, tuple(packets)))[0]
+
+    # --- header
+
+    def _open(self, sink: PartFile | BinaryIO, piece: _Piece) -> StreamWriter:
+        fields = self._begin(piece)
+        part = sink if isinstance(sink, PartFile) else None
+        header = self._header(
+            fields, piece.clip, total=0 if part is None else self._info.frame_count
+        )
+        if not isinstance(sink, PartFile):
+            return StreamWriter(sink, header)
+        if self._job.resume:
+            begun = part_header(sink)
+            if begun is not None:
+                header = dataclasses.replace(header, salt=begun.salt)
+            return resume_writer(sink, header)
+        return StreamWriter(sink.sink, header, sync=sink.sync)
+
+    def _begin(self, piece: _Piece) -> dict[str, Any]:
+        """Let the profile decide its header fields, at the quality that the target asks for."""
+        clip = piece.clip
+        if self._job.target is None:
+            return self._profile.begin(clip, self._options)
+        budget = self._budget(piece, 0)
+
+        def code(quality: float) -> tuple[int, float]:
+            self._profile.begin(clip, dataclasses.replace(self._options, quality=quality))
+            return _framed(self._profile.encode(clip, 0, quality, 0).sections), quality
+
+        trial, self._first_quality = search(budget, _SEARCH_FROM, code)
+        if trial.quality == 0 and trial.size > budget * (1 + TOLERANCE):
+            share = Fraction(max(self._info.frame_count, piece.stop), piece.stop)
+            floor = round(trial.size * share) + _HEADER_BYTES + _END_BYTES
+            raise UsageError(
+                f"{self._job.target.kind} {self._job.target.value:g} cannot be reached: the"
+                f" smallest stream for this input has about {floor} bytes, sound left out; a larger"
+                " --factor or --step may help"
+            )
+        return self._profile.begin(
+            clip, dataclasses.replace(self._options, quality=self._first_quality)
+        )
+
+    def _header(self, fields: dict[str, Any], clip: Clip, *, total: int) -> StreamHeader:
+        info, options = self._info, self._options
+        sections = list(fields.pop("sections"))
+        if self._track is not None:
+            kind = SectionType.AUDIO_COPY if options.audio == "copy" else SectionType.AUDIO_OPUS
+            sections.insert(-1, kind)
+        if info.frame_rate is None:
+            sections.insert(0, SectionType.TIMING)
+        header = StreamHeader(
+            salt=0,
+            entropy_id=entropy_id(),
+            seed=options.seed,
+            width=info.width,
+            height=info.height,
+            frame_rate=self._rate,
+            color=info.color,
+            segment_frames=self._segment_frames,
+            total_frames=total,
+            profile=self._profile.id,
+            sections=tuple(sections),
+            audio=b"" if self._track is None else self._track.config.to_bytes(),
+            time_base=info.time_base if info.frame_rate is None else None,
+            title=options.title,
+            **fields,
+        )
+        salt = os.urandom(4)
+        if self._job.deterministic:
+            digest = hashlib.sha256(header.to_bytes())
+            digest.update(clip.frames[0].tobytes() + clip.frames[-1].tobytes())
+            salt = digest.digest()[:4]
+        return dataclasses.replace(header, salt=int.from_bytes(salt, "little"))
+
+    # --- segments
+
+    def _write(self, writer: StreamWriter, piece: _Piece) -> None:
+        sections: dict[SectionType, bytes] = {}
+        check = 0
+        if self._info.frame_rate is None:
+            last = int(piece.clip.pts[-1]) + 1
+            end = max(self._reader.end_pts, last) if piece.end_pts is None else piece.end_pts
+            times = Timing((*(int(p) for p in piece.clip.pts), end))
+            sections[SectionType.TIMING], check = encode_timing(times, check)
+        coded, quality = self._code(writer, piece, check)
+        sections |= coded.sections
+        if piece.sound:
+            kind = next(kind for kind in writer.header.sections if kind in AUDIO_SECTIONS)
+            sections[kind] = piece.sound
+        writer.write(len(piece.clip.frames), sections, coded.check & 0xFFFF)
+        self.report.qualities.append(quality)
+        for kind, payload in sections.items():
+            self.report.sections[kind.name.lower()] += len(payload)
+
+    def _code(
+        self, writer: StreamWriter, piece: _Piece, check: int
+    ) -> tuple[profiles.Coded, float]:
+        def code(quality: float) -> tuple[int, profiles.Coded]:
+            made = self._profile.encode(piece.clip, piece.start, quality, check)
+            return _framed(made.sections), made
+
+        if self._job.target is None:
+            return code(self._options.quality)[1], self._options.quality
+        # nothing here depends on how earlier segments were found, so that resuming changes no byte
+        trial, coded = search(self._budget(piece, writer.bytes_written), self._first_quality, code)
+        return coded, trial.quality
+
+    def _budget(self, piece: _Piece, written: int) -> float:
+        """Bytes that the piece's picture may take, given what is `written` (0: no header yet)."""
+        target = self._job.target
+        if target is None:
+            raise ValueError("no target")
+        allowed = target.bytes_for(self._info, piece.stop, Fraction(piece.stop) / self._rate)
+        spent = written or _HEADER_BYTES
+        if target.counts_audio:
+            spent += len(piece.sound)
+        else:
+            spent -= self._audio_bytes
+        return allowed - spent - _END_BYTES
+
+    def _judge_target(self) -> None:
+        target = self._job.target
+        if target is None:
+            return
+        seconds = Fraction(self.report.frames) / self._rate
+        allowed = target.bytes_for(self._info, self.report.frames, seconds)
+        found = self.report.bytes - (0 if target.counts_audio else self._audio_bytes)
+        if abs(found / allowed - 1) > TOLERANCE:
+            why = "no quality needs more" if found < allowed else "its content needs more"
+            self.report.notes.append(
+                f"{target.kind} {target.value:g} was missed by {found / allowed - 1:+.1%}: {why}"
+            )
+
+
+def _framed(sections: dict[SectionType, bytes]) -> int:
+    return sum(len(payload) + 2 for payload in sections.values()) + _FRAMING_BYTES
+
+
+def _segment_frames(info: VideoInfo, rate: float, options: EncodeOptions) -> int:
+    frames = min(_MAX_FRAMES, round(options.segment_seconds * rate))
+    return max(2, min(frames, _MAX_CLIP_BYTES // (3 * info.width * info.height)))
+
+
+def _mean_rate(reader: VideoReader) -> Fraction:
+    """Frames per second on average, of a video whose frames come at varying times."""
+    seconds = reader.end_pts * reader.info.time_base
+    count = reader.info.frame_count
+    rate = count / seconds if seconds and count else Fraction(25)
+    return min(Fraction(240), max(Fraction(1, 60), rate)).limit_denominator(1000)

@@ -1,0 +1,59 @@
+"""What an encode or decode did: sizes, times, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from semvc.bitstream.headers import AUDIO_SECTIONS
+
+
+@dataclass(slots=True)
+class Report:
+    """What was done: sizes in bytes, times in seconds, memory in bytes; filled while running."""
+
+    verb: str
+    width: int
+    height: int
+    frames: int = 0
+    segments: int = 0
+    bytes: int = 0
+    video_seconds: float = 0.0
+    seconds: float = 0.0
+    sections: Counter[str] = field(default_factory=Counter)
+    qualities: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    gaps: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values; bpp and kbps count the whole stream."""
+        pixels = self.width * self.height * self.frames
+        audio = sum(self.sections[kind.name.lower()] for kind in AUDIO_SECTIONS)
+        row = {
+            **dataclasses.asdict(self),
+            "sections": dict(self.sections),
+            "audio_bytes": audio,
+            "bpp": 8 * self.bytes / pixels if pixels else 0.0,
+            "video_bpp": 8 * (self.bytes - audio) / pixels if pixels else 0.0,
+            "kbps": 8 * self.bytes / self.video_seconds / 1000 if self.video_seconds else 0.0,
+            "fps": self.frames / self.seconds if self.seconds else 0.0,
+            "peak_memory_bytes": _peak_memory(),
+        }
+        return row
+
+    def summary(self) -> str:
+        """Return one line for a person."""
+        row = self.to_json()
+        rate = f"{self.bytes} bytes, {row['bpp']:.5f} bpp, {row['kbps']:.2f} kbit/s"
+        return (
+            f"{self.frames} frames in {self.segments} segments, {rate}, {row['fps']:.1f} frames/s"
+        )
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
