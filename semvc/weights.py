@@ -1,11 +1,13 @@
-"""Where models lie, what they are called, and whether they are what they claim: standard library only.
+"""Where models lie, what they are called, and whether they are what they claim.
 
-A model is a folder with `config.toml` and `weights.safetensors`, and a row of `index.toml`. Folders are
-looked for in the one the user names, then among the bundled models. Nothing is ever downloaded here.
+Standard library only. A model is a folder with `config.toml` and `weights.safetensors`, and a row
+of `index.toml`. Folders are looked for in the one the user names, then among the bundled models.
+Nothing is ever downloaded here.
 """
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import tomllib
@@ -38,10 +40,10 @@ class ModelRef:
     source: str
     signals: tuple[str, ...]
 
-    def decoder_id(self) -> bytes:
+    def decoder_id(self) -> builtins.bytes:
         """Return the 4 bytes that a stream's header holds: a hash of all that decides the picture.
 
-        That is the canonical JSON of the model's hashes and of the version of the synthesis around it.
+        It is taken of the canonical JSON of the model's hashes and of the synthesis's version.
         """
         manifest = {
             "config": self.config_sha256,

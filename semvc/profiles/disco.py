@@ -173,7 +173,7 @@ class Disco:
         ref = weights.for_profile("disco", tier, runtime.models_dir)
         if ref.decoder_id() != header.decoder_id and not runtime.any_decoder:
             named = weights.by_decoder(header.decoder_id, runtime.models_dir)
-            what = bytes(header.decoder_id).hex() if named is None else named.id
+            what = header.decoder_id.hex() if named is None else named.id
             raise ModelError(
                 f"the stream was made for decoder {what}, installed is {ref.id}"
                 f" ({ref.decoder_id().hex()}); the stream itself is intact: --any-decoder decodes it"
