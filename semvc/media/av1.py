@@ -32,6 +32,7 @@ _PARAMS = "lp=1:scm=0:keyint=-1:tune=1"
 MAX_SEGMENT_SAMPLES = 1 << 30  # luma samples of a segment's base layer
 _CHILD_BYTES = 256 << 20  # address space of a child; measured: 200 MB before the first picture
 _CHILD_BYTES_PER_SAMPLE = 48  # and 32 for each luma sample of a picture
+_DEADLINE = 15.0  # seconds of real time beyond twice the processor time
 _SAMPLES_PER_SECOND = 4_000_000  # fifty times slower than measured
 
 
@@ -147,7 +148,7 @@ class SegmentDecoder:
         memory = _CHILD_BYTES + _CHILD_BYTES_PER_SAMPLE * rows * columns
         request = av1_child.REQUEST.pack(columns, rows, frames, len(packets), memory, seconds)
         in_step = False
-        watchdog = threading.Timer(15 + 2 * seconds, self._child.kill)
+        watchdog = threading.Timer(_DEADLINE + 2 * seconds, self._child.kill)
         watchdog.start()
         try:
             _exchange(self._child, request, packets, planes)

@@ -7,6 +7,7 @@ make it open another file or a connection.
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +19,8 @@ from semvc.errors import MediaError, ResourceError
 
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,ivf,yuv4mpegpipe"
 _OPTIONS = {"protocol_whitelist": "", "format_whitelist": _DEMUXERS}
+# `Path` turns http://x into http:/x; nothing here would open it, this only makes the error clear
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]*:/|(concat|subfile|data|pipe|crypto):", re.IGNORECASE)
 _STREAMED = b"YUV4MPEG2 "  # the one format that is read from a pipe without a copy
 
 
@@ -34,7 +37,7 @@ class Source:
         self._owned = isinstance(source, Path)
         self._file: BinaryIO
         if isinstance(source, Path):
-            if "://" in str(source) or str(source).startswith(("concat:", "subfile:")):
+            if _ADDRESS.match(str(source)) and not source.exists():
                 raise MediaError(f"{source}: addresses are not opened, only files and '-'")
             try:
                 self._file = source.open("rb")

@@ -49,15 +49,22 @@ class _Codec:
     crf: float | None
     options: tuple[tuple[str, str], ...]
     tag: str = ""
+    min_side: int = 16
 
 
 _CODECS = {
     # without mbtree=0, x264 gives other bytes in every run
     "h264": _Codec("libx264", "yuv420p", "yuv444p", 16, (("x264-params", "mbtree=0"),)),
     "hevc": _Codec(
-        "libx265", "yuv420p", "yuv444p", 18, (("x265-params", "log-level=none:info=0"),), "hvc1"
+        "libx265",
+        "yuv420p",
+        "yuv444p",
+        18,
+        (("x265-params", "log-level=none:info=0"),),
+        tag="hvc1",
+        min_side=64,  # x265 writes outside its memory in narrow pictures (34x36, 40x100)
     ),
-    "av1": _Codec("libsvtav1", "yuv420p", "yuv420p", 22, (("preset", "8"),)),
+    "av1": _Codec("libsvtav1", "yuv420p10le", "yuv420p10le", 22, (("preset", "8"),)),
     "ffv1": _Codec("ffv1", "bgr0", "bgr0", None, (("level", "3"),)),
 }
 CODECS = tuple(_CODECS)
@@ -99,6 +106,11 @@ class VideoWriter:
         if options.codec not in _CODECS:
             raise UsageError(f"output codec {options.codec}: choose one of {', '.join(CODECS)}")
         self._info, self._codec = info, _CODECS[options.codec]
+        if min(info.width, info.height) < self._codec.min_side:
+            raise UsageError(
+                f"{options.codec} output needs sides of {self._codec.min_side} at least, not"
+                f" {info.width}x{info.height}: choose another output codec"
+            )
         self._scaler = VideoReformatter()
         self._held: tuple[av.VideoFrame, int, int | None] | None = None
         self._durations: dict[int, int] = {}
@@ -195,6 +207,8 @@ class VideoWriter:
             settings["crf"] = f"{crf:g}"
         if options.preset is not None:
             settings["preset"] = options.preset
+        if options.codec == "av1" and min(info.width, info.height) < 64:
+            settings["svtav1-params"] = "lp=1"  # several threads crash in tiny pictures
         rate = info.frame_rate or Fraction(30)  # only guides the encoder when times vary
         stream = cast(
             "av.VideoStream", self._container.add_stream(codec.encoder, rate, options=settings)
