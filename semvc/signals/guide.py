@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from semvc.entropy.tables import Int32, Int64, check_ints
+from semvc.entropy.tables import Int32, check_ints
 
 if TYPE_CHECKING:
     from semvc.types import UInt8
 
 Int8 = npt.NDArray[np.int8]
+Int16 = npt.NDArray[np.int16]
 
 REACH = 6  # largest motion in map pixels, each way
 BLOCK = 8  # map pixels
@@ -144,14 +145,18 @@ def _motion(luma: Int32, before: Int32) -> Int32:
     """
     height, width = luma.shape
     grid = (-(-height // BLOCK), -(-width // BLOCK))
-    padded = np.pad(before, REACH, mode="edge")
+    here = luma.astype(np.int16)  # at most 4080, so differences fit too
+    padded = np.pad(before.astype(np.int16), REACH, mode="edge")
     steps = [(y, x) for y in range(-REACH, REACH + 1) for x in range(-REACH, REACH + 1)]
     steps.sort(key=lambda step: (step[0] ** 2 + step[1] ** 2, step))
     best = np.zeros((*grid, 2), np.int32)
-    least: Int64 | None = None
+    least: Int32 | None = None
+    apart = np.zeros((grid[0] * BLOCK, grid[1] * BLOCK), np.int16)  # zero beyond the picture
     for dy, dx in steps:
         moved = padded[REACH + dy : REACH + dy + height, REACH + dx : REACH + dx + width]
-        cost = _block_sums(abs(luma - moved), grid)
+        inside = np.subtract(here, moved, out=apart[:height, :width])
+        np.abs(inside, out=inside)
+        cost = _block_sums(apart, grid)
         if least is None:
             least = cost
             continue
@@ -162,6 +167,8 @@ def _motion(luma: Int32, before: Int32) -> Int32:
     return spread[:height, :width]
 
 
-def _block_sums(values: Int32, grid: tuple[int, int]) -> Int64:
-    rows = np.add.reduceat(values, np.arange(grid[0]) * BLOCK, axis=0, dtype=np.int64)
-    return np.add.reduceat(rows, np.arange(grid[1]) * BLOCK, axis=1)
+def _block_sums(values: Int16, grid: tuple[int, int]) -> Int32:
+    """Sums over blocks of 8 x 8 values of at most 4080: they fit int32."""
+    rows = values.reshape(grid[0], BLOCK, -1).sum(axis=1, dtype=np.int32)
+    sums: Int32 = rows.reshape(*grid, BLOCK).sum(axis=2, dtype=np.int32)
+    return sums
