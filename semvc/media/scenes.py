@@ -27,7 +27,7 @@ _NOISE = 6.0  # code values: differences below say nothing
 _CUT = 1.0  # measured: cuts 1.66 and more, anything else 0.62 and less
 _FLAT = 4.0  # contrast (standard deviation of luma means) of a black or white picture
 _CLEAR = 10.0  # contrast of a picture with something in it
-_DISSOLVE = 0.85
+_DISSOLVE = 1.2  # measured: dissolves 1.24 and more, changes of exposure 1.17 and less
 _SAME = 0.6  # correlation of two pictures of one shot
 
 
@@ -102,8 +102,7 @@ class CutDetector:
                 self._before_flat = now
             return False
         self._flat = False
-        later = self._at(self._count - 1) or now
-        return self._before_flat is None or _alike(self._before_flat, later) < _SAME
+        return self._before_flat is None or _alike(self._before_flat, now) < _SAME
 
     def _is_hard(self, t: int, before: _Look, now: _Look) -> bool:
         if min(before.contrast, now.contrast) < _NOISE or _cut_score(before, now) < _CUT:
@@ -124,9 +123,9 @@ class CutDetector:
         a, b = self._at(t - half), self._at(t + half)
         if a is None or b is None or min(a.contrast, b.contrast) < _CLEAR:
             return False
-        if _distance(a, b) < _DISSOLVE or _alike(a, b) > _SAME:
-            return False
-        if np.abs(a.histogram - b.histogram).sum() < 2.0:
+        if _pattern_distance(a, b) < 0.6 or _alike(a, b) > 0.5:
+            return False  # motion or another exposure
+        if _pattern_distance(a, b) + _histogram_part(a, b) < _DISSOLVE:
             return False
         way = (b.grid - a.grid).ravel()
         length = float(way @ way)
@@ -154,7 +153,7 @@ class SegmentPlanner:
     """
 
     def __init__(self, fps: float, *, max_frames: int, min_frames: int) -> None:
-        if not 1 <= min_frames <= max_frames // 2 and max_frames > 1:
+        if not 1 <= min_frames <= max_frames // 2:
             raise ValueError(f"segments of {min_frames} to {max_frames} frames")
         self._detector = CutDetector(fps)
         self._max, self._min = max_frames, min_frames
@@ -223,7 +222,17 @@ def _distance(a: _Look, b: _Look) -> float:
 
 
 def _cut_score(a: _Look, b: _Look) -> float:
-    return _distance(a, b) + 0.25 * float(np.abs(a.histogram - b.histogram).sum())
+    return _distance(a, b) + _histogram_part(a, b)
+
+
+def _histogram_part(a: _Look, b: _Look) -> float:
+    return 0.25 * float(np.abs(a.histogram - b.histogram).sum())
+
+
+def _pattern_distance(a: _Look, b: _Look) -> float:
+    """`_distance` without what a change of brightness or tint explains."""
+    difference = float((a.grid - b.grid).var(0).sum())
+    return float(np.sqrt(difference) / (np.sqrt(a.spread + b.spread) + _NOISE))
 
 
 def _alike(a: _Look, b: _Look) -> float:
