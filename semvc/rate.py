@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the user asked for: `kind` is bpp (sound left out), kbps or size (bytes, both with sound)."""
+    """What the user asked for: `kind` is bpp (sound left out), or kbps or size (with sound)."""
 
     kind: str
     value: float

@@ -48,15 +48,16 @@ class SegmentConditions:
 
 
 def base_size(width: int, height: int, factor: int) -> tuple[int, int]:
-    """Return the base layer's (width, height): even, and covering the frame at `factor` (1, 2, 4, 8).
+    """Return the base layer's (width, height): even, and covering the frame at `factor`.
 
-    The frame is first padded to `factor` times this, so that the two sample grids stay aligned.
+    `factor` is 1, 2, 4 or 8. The frame is first padded to `factor` times this, so that the two
+    sample grids stay aligned.
     """
     return 2 * -(-width // (2 * factor)), 2 * -(-height // (2 * factor))
 
 
 def factor_of(size: tuple[int, int], base: tuple[int, int]) -> int | None:
-    """Return the factor whose `base_size` of a (width, height) picture is `base`, None if none is."""
+    """Return the factor whose `base_size` of a (width, height) picture is `base`, or None."""
     return next((f for f in FACTORS if base_size(*size, f) == base), None)
 
 

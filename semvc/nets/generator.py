@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the network keeps of the previous frame: `frame` [B, 3, H, W], `features` [B, M, H/8, W/8]."""
+    """What is kept of the previous frame: `frame` [B, 3, H, W], `features` [B, M, H/8, W/8]."""
 
     frame: Tensor
     features: Tensor
@@ -55,9 +56,9 @@ class Generator(nn.Module):
     """Predicts the clean frame x0 from a noisy sample, conditioned on a base layer.
 
     ```
-    noisy, base x3 --unshuffle 4--> stem --+--> enc 1/4 --> enc 1/8 --> mid 1/16 --> dec 1/8 --> dec 1/4 --> + base
-    sketch, skeleton ----------------------+                  ^                        |
-    previous frame --unshuffle 4-- zero-init                  +---- zero-init <-- memory (previous frame)
+    noisy, base --unshuffle 4-> stem -+-> enc 1/4 -> enc 1/8 -> mid 1/16 -> dec 1/8 -> dec 1/4 -> +
+    sketch, skeleton -----------------+                 ^                      |               base
+    previous frame --unshuffle-- zero-init              +-- zero-init <-- memory (previous frame)
     ```
     """
 
@@ -146,7 +147,7 @@ class Generator(nn.Module):
             1,
         )
         features = torch.cat([angle.sin(), angle.cos(), scalars], 1)
-        return self.embed(features.to(self.embed[0].weight.dtype))
+        return self.embed(features.to(self.stem.weight.dtype))
 
 
 class _Block(nn.Module):
@@ -158,7 +159,7 @@ class _Block(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulation = _zero(nn.Linear(embedding, 2 * channels))
         nn.init.normal_(self.second.weight, std=0.2 / math.sqrt(9 * channels))
-        nn.init.zeros_(self.second.bias)
+        nn.init.zeros_(cast(Tensor, self.second.bias))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         scale, shift = self.modulation(F.silu(e))[:, :, None, None].chunk(2, 1)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from semvc.errors import ModelError, ResourceError, UsageError
 from semvc.nets.generator import Generator
 from semvc.types import Runtime
 from semvc.weights import CONFIG, WEIGHTS
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def build(folder: Path, device: torch.device, dtype: torch.dtype) -> Generator:
@@ -24,7 +28,16 @@ def build(folder: Path, device: torch.device, dtype: torch.dtype) -> Generator:
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"model folder {folder} does not fit this program: {error}") from error
     network.eval().requires_grad_(False)
-    return network.to(device, dtype, memory_format=torch.channels_last)
+    return place(network, device, dtype)
+
+
+def place(
+    network: Network, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Network:
+    """Return `network` itself, moved, its convolutions' weights in channels-last order."""
+    return network.to(  # type: ignore[call-overload]  # torch's stub lacks memory_format
+        device=device, dtype=dtype, memory_format=torch.channels_last
+    )
 
 
 def choose_device(runtime: Runtime) -> tuple[torch.device, torch.dtype]:

@@ -1,8 +1,9 @@
 """Synthesis noise that is the same on every machine: counter-based integers, then a table.
 
-Philox-4x64-10 keyed by seed, segment and purpose gives 64-bit words; each yields four 16-bit values,
-least significant first, that index a table of Gaussian quantiles in Q12. numpy guarantees the words
-of its bit generators across versions; the values are 16-bit integers times 2**-12, so exact.
+Philox-4x64-10 keyed by seed, segment and purpose gives 64-bit words; each yields four 16-bit
+values, least significant first, that index a table of Gaussian quantiles in Q12. numpy guarantees
+the words of its bit generators across versions; the values are 16-bit integers times 2**-12, so
+exact.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Restorer:
     def _map(self, values: UInt8, grid: tuple[int, int]) -> Tensor:
         padded = np.zeros(grid, np.float32)
         padded[: values.shape[0], : values.shape[1]] = values
-        return self._tensor(padded[None, None] / 255)
+        return self._tensor(padded[None, None] / np.float32(255))
 
     def _tensor(self, values: npt.NDArray[np.float32]) -> Tensor:
         return self._move(torch.from_numpy(values))

@@ -1,8 +1,8 @@
 """The noise schedule and the sampler, in the conventions of diffusers' DDIMScheduler.
 
 Scaled-linear betas rescaled to zero terminal signal-to-noise ratio, trailing spacing of the
-timesteps, sample (x0) prediction, no added noise (eta 0). Written out here because the decoder needs
-thirty lines of it and the import alone would cost seconds; a test holds it equal to diffusers.
+timesteps, sample (x0) prediction, no added noise (eta 0). Written out here because the decoder
+needs thirty lines of it and the import alone would cost seconds; a test holds both equal.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def add_noise(clean: Tensor, noise: Tensor, timestep: Tensor, alphas: Tensor) ->
 
 
 def step(clean: Tensor, sample: Tensor, now: int, after: int, alphas: Tensor) -> Tensor:
-    """Move `sample` at timestep `now` to the lower timestep `after`, given the predicted clean frame.
+    """Move `sample` at timestep `now` to the lower timestep `after`, given the predicted `clean`.
 
-    The noise is the one that `sample` and `clean` imply (DDIM, Song et al. 2021, equation 12, eta 0).
+    The noise is the one that `sample` and `clean` imply (DDIM, Song et al. 2021, eq. 12, eta 0).
     """
     a, b = alphas[now].to(sample.dtype), alphas[after].to(sample.dtype)
     noise = (sample - a.sqrt() * clean) / (1 - a).sqrt()

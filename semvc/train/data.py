@@ -2,8 +2,8 @@
 
 A cache folder holds shards `NNN/` of plain arrays that are memory-mapped:
 `source` uint8 [N, L, S, S, 3], the frames; `arrivals` uint8 [N, K, S, S, 3], received base-layer
-frames around them, upsampled; `sketch` and `skeleton` uint8 [N, L, S/4, S/4], conditions as rendered
-(255 = set); and `held` uint8 [N, L, 3], which arrivals are the previous, held and next one;
+frames around them, upsampled; `sketch` and `skeleton` uint8 [N, L, S/4, S/4], conditions as
+rendered (255 = set); `held` uint8 [N, L, 3], which arrivals are the previous, held and next one;
 `phase` float32 [N, L]; `settings` float32 [N, 3]: crf, log2 of the spatial and temporal factor;
 `figure` uint8 [N], 1 where the skeleton is meaningful.
 """
@@ -54,7 +54,7 @@ class Cache:
         return {n: a[index - self.starts[at]] for n, a in self.shards[at].items()}
 
     def batch(self, size: int, *, unroll: int, crop: int, key: tuple[int, int]) -> Batch:
-        """Return a batch that depends on `key` (seed, step) alone, so that a resumed run sees the same."""
+        """Return a batch that depends on `key` (seed, step) alone: a resumed run sees the same."""
         random = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
         rows = [self._row(random, unroll, crop) for _ in range(size)]
         true, conditioning = [], []

@@ -17,7 +17,7 @@ _STANDING = np.array(
     ],
     np.float32,
 )  # fmt: skip
-# limbs to draw: the two keypoints, thickness in body heights, and which colour (skin, shirt, trousers)
+# limbs to draw: the two keypoints, thickness in body heights, colour (skin, shirt, trousers)
 _PARTS = (
     (12, 14, 0.05, 2), (14, 16, 0.04, 2), (11, 13, 0.05, 2), (13, 15, 0.04, 2), (11, 12, 0.06, 2),
     (6, 8, 0.035, 1), (8, 10, 0.03, 0), (5, 6, 0.05, 1), (5, 11, 0.07, 1), (6, 12, 0.07, 1),
@@ -39,9 +39,11 @@ def walk(random: np.random.Generator, frames: int) -> Float32:
             points[joint, 0] += share * swing * sign
         for joint, share, sign in ((7, 0.04, -1), (9, 0.10, -1), (8, 0.04, 1), (10, 0.10, 1)):
             points[joint, 0] += share * swing * sign
-        points[(7, 9), 1] -= np.float32([0.4, 1.0]) * lift * (1 + np.sin(2 * pace * t)) / 2
-        place = points * np.float32([height * aspect, height]) + np.float32([x + speed * t, top])
-        out.append(place)
+        points[(7, 9), 1] -= (
+            np.array([0.4, 1.0], np.float32) * lift * (1 + np.sin(2 * pace * t)) / 2
+        )
+        size = np.array([height * aspect, height], np.float32)
+        out.append(points * size + np.array([x + speed * t, top], np.float32))
     return np.stack(out).astype(np.float32)
 
 
@@ -58,7 +60,7 @@ def draw(frames: UInt8, random: np.random.Generator) -> tuple[UInt8, Float32]:
         colours = random.uniform(20, 235, (3, 3)).astype(np.float32)
         stripe = random.uniform(0.05, 0.5)
         for t in range(count):
-            points = people[t, p] * np.float32([width, height])
+            points = people[t, p] * np.array([width, height], np.float32)
             scale = float(points[15, 1] - points[0, 1]) / 0.88
             for a, b, thick, kind in _PARTS:
                 reach = max(thick * scale, 1.0)

@@ -1,7 +1,7 @@
 """The training loop: stages, EMA, checkpoints; a resumed run equals the straight one.
 
-All randomness of a step derives from (seed, step). A checkpoint is a safetensors file plus JSON and is
-written by part-and-rename; SIGTERM and the time budget write one and stop.
+All randomness of a step derives from (seed, step). A checkpoint is one safetensors file, written by
+part-and-rename; SIGTERM and the time budget write one and stop.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from semvc.nets import schedule
 from semvc.nets.generator import Conditioning, Generator, Memory
+from semvc.nets.load import place
 from semvc.train import losses
 from semvc.train.data import Batch, Cache
 from semvc.train.muon import Muon
@@ -47,13 +48,9 @@ class Trainer:
         self.recipe, self.run = recipe, run
         torch.manual_seed(recipe.seed)
         self.device = torch.device(run.device)
-        self.generator = Generator(**recipe.network).to(
-            self.device, memory_format=torch.channels_last
-        )
+        self.generator = place(Generator(**recipe.network), self.device)
         self.average = {n: p.detach().clone() for n, p in self.generator.named_parameters()}
-        self.critic = losses.Discriminator(recipe.critic_width).to(
-            self.device, memory_format=torch.channels_last
-        )
+        self.critic = place(losses.Discriminator(recipe.critic_width), self.device)
         inner, outer = _split(self.generator)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             "muon": Muon(inner, lr=0.0),
@@ -66,7 +63,7 @@ class Trainer:
         )
         self.perceptual = losses.Perceptual(run.metric_weights).to(self.device)
         self.dtype = torch.bfloat16 if recipe.bfloat16 else torch.float32
-        self.perceptual.convolutions.to(self.dtype, memory_format=torch.channels_last)
+        place(self.perceptual.convolutions, dtype=self.dtype)
         self.alphas = schedule.alphas_cumprod().to(self.device)
         self.cache = Cache(run.caches)
         self.step = 0
@@ -240,7 +237,8 @@ def export(checkpoint: Path, path: Path) -> None:
 
 def _split(network: Generator) -> tuple[list[Tensor], list[Tensor]]:
     """Weights inside the network, for Muon; those at its ends, and vectors, for Adam."""
-    inner, outer = [], []
+    inner: list[Tensor] = []
+    outer: list[Tensor] = []
     for name, p in network.named_parameters():
         ends = name.startswith(("stem", "head", "embed"))
         (outer if ends or p.ndim < 2 else inner).append(p)
@@ -256,12 +254,16 @@ def _rate(stage: Stage, at: int) -> float:
 def _to(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    move = [
-        Conditioning(*(None if v is None else v.to(device) for v in _values(c)))
+    moved = [
+        Conditioning(
+            base=c.base.to(device),
+            sketch=None if c.sketch is None else c.sketch.to(device),
+            skeleton=None if c.skeleton is None else c.skeleton.to(device),
+            crf=c.crf.to(device),
+            spatial_log2=c.spatial_log2.to(device),
+            temporal_log2=c.temporal_log2.to(device),
+            phase=c.phase.to(device),
+        )
         for c in batch.conditioning
     ]
-    return Batch([t.to(device) for t in batch.true], move)
-
-
-def _values(c: Conditioning) -> tuple[Tensor | None, ...]:
-    return (c.base, c.sketch, c.skeleton, c.crf, c.spatial_log2, c.temporal_log2, c.phase)
+    return Batch([t.to(device) for t in batch.true], moved)

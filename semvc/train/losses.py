@@ -37,6 +37,9 @@ class Perceptual(nn.Module):
     The weights are never part of a trained model.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, folder: Path) -> None:
         super().__init__()
         state = load_file(folder / "vgg16-features-fp16.safetensors")
@@ -46,8 +49,7 @@ class Perceptual(nn.Module):
         for i in ids:
             weight = state[f"features.{i}.weight"]
             layer = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
-            layer.weight.data.copy_(weight)
-            layer.bias.data.copy_(state[f"features.{i}.bias"])
+            layer.load_state_dict({"weight": weight, "bias": state[f"features.{i}.bias"]})
             self.convolutions.append(layer)
         self.heads = nn.ParameterList(heads[f"vgg.lin{i}"].float() for i in range(5))
         self.alpha = nn.Parameter(heads["dists.alpha"].float())
@@ -59,7 +61,7 @@ class Perceptual(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """Return VGG16's relu1_2 to relu5_3 of `x` [B, 3, H, W] in [-1, 1]."""
         x = ((x - self.shift) / self.scale).to(
-            self.convolutions[0].weight.dtype, memory_format=torch.channels_last
+            next(self.convolutions.parameters()).dtype, memory_format=torch.channels_last
         )
         found, layers = [], iter(self.convolutions)
         for block, count in enumerate(_TAPS):
@@ -134,7 +136,7 @@ class _Moments(torch.autograd.Function):
 
 
 class Discriminator(nn.Module):
-    """Patch critic of a frame beside its base layer, at two scales (Wang et al. 2018, pix2pixHD)."""
+    """Patch critic of a frame beside its base layer, at two scales (pix2pixHD, Wang 2018)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """Muon for convolutions: momentum whose update is made orthogonal (Jordan et al. 2024).
 
-Weights of two or more axes are flattened to [out, rest]; vectors go to Adam instead. The update's root
-mean square is scaled to 0.2, as in Moonlight (Liu et al. 2025), so that Adam's learning rates fit.
+Weights of two or more axes are flattened to [out, rest]; vectors go to Adam instead. The update's
+root mean square is scaled to 0.2, as in Moonlight (Liu et al. 2025), so that Adam's learning rates
+fit.
 """
 
 from __future__ import annotations

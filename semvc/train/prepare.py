@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 UInt8 = npt.NDArray[np.uint8]
 LENGTH, ARRIVALS, SIDE = 6, 8, 160  # frames, received frames and luma samples of one sample
 _SEGMENT = 40  # frames coded together
-_FACTORS = ((1, 0.40), (2, 0.40), (4, 0.15), (8, 0.05))
-_STEPS = ((1, 0.75), (2, 0.13), (4, 0.08), (8, 0.04))
-_CRF = (28, 70)
+_FACTORS = ((1, 0.60), (2, 0.28), (4, 0.10), (8, 0.02))
+_STEPS = ((1, 0.85), (2, 0.09), (4, 0.04), (8, 0.02))
+_CRF = (46, 70)  # the settings of the rates that semvc is made for
 
 
 @dataclass(frozen=True, slots=True)
 class Footage:
-    """Frames uint8 [T, H, W, 3] of one shot; `points` float32 [T, P, 17, 2] where people are drawn."""
+    """Frames uint8 [T, H, W, 3] of one shot; `points` float32 [T, P, 17, 2] if people are drawn."""
 
     name: str
     frames: UInt8
@@ -86,7 +86,8 @@ def photos(folder: Path, *, seed: int) -> Iterator[Footage]:
             np.random.Philox(key=np.array([seed, (2 << 32) + number], np.uint64))
         )
         with av.open(str(path)) as container:
-            picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
+            decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        picture = np.asarray(decoded, np.uint8)
         frames = _moving_crop(picture, random, frames=20, height=320, width=448)
         points = None
         if random.random() < 0.35:
@@ -154,7 +155,7 @@ def _shard(
         rows["held"].append((held - low).astype(np.uint8))
         rows["phase"].append((np.arange(start, start + LENGTH) % step / step).astype(np.float32))
         rows["settings"].append(np.array([crf, np.log2(factor), np.log2(step)], np.float32))
-        rows["figure"].append(np.uint8(piece.points is not None))
+        rows["figure"].append(np.array(piece.points is not None, np.uint8))
     return {n: np.stack(v) for n, v in rows.items()}
 
 
