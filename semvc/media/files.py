@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -21,7 +22,7 @@ def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
     if not isinstance(context, av.VideoCodecContext):
         raise TypeError("png is a video codec")
     context.width, context.height, context.pix_fmt = picture.width, picture.height, kind
-    context.time_base = 1
+    context.time_base = Fraction(1)
     path.write_bytes(b"".join(bytes(p) for p in (*context.encode(picture), *context.encode(None))))
 
 

@@ -7,12 +7,14 @@ layer forward in time and lets a conditional diffusion model put the picture bac
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from semvc import weights
 from semvc.bitstream.headers import ProfileId, SectionType, StreamHeader
@@ -25,7 +27,10 @@ from semvc.nets.conditioning import FACTORS, SegmentConditions
 from semvc.profiles import Coded
 from semvc.signals.baselayer import BaseLayer, decode_base_layer, encode_base_layer, rounded_crf
 from semvc.signals.caption import Caption, decode_caption, encode_caption
+from semvc.signals.coco import Poses, make_skeleton, read_coco, to_coco
 from semvc.signals.edges import extract_edges
+from semvc.signals.skeleton import MAX_STEP as SKELETON_STEP
+from semvc.signals.skeleton import UNITS, Skeleton, decode_skeleton, encode_skeleton
 from semvc.signals.sketch import (
     MAX_SCALE,
     MAX_STEP,
@@ -46,8 +51,9 @@ if TYPE_CHECKING:
 SECTIONS = (SectionType.CAPTION, SectionType.SKELETON, SectionType.SKETCH, SectionType.BASE_AV1)
 _BEST_LEVEL, _WORST_LEVEL = 35.0, 91.0  # crf of the base layer at full size, quality 63 and 0
 _SAVED = 7.0  # crf steps that halving both sides of the picture is worth in bytes
-_SWITCH = 60.0  # level above which the next smaller base layer is used
+_SWITCH = 70.0  # level above which the next smaller base layer is used
 _MAX_CRF = 70.0
+_SKELETONS_PER_SECOND = 10.0
 _SKETCHES_PER_SECOND, _SKETCH_SIDE, _SKETCH_DENSITY = 3.0, 80, 0.03
 
 
@@ -59,6 +65,7 @@ class Signals:
     planes: color.Planes
     caption: Caption | None
     sketch: Sketch | None
+    skeleton: Skeleton | None
 
 
 class Disco:
@@ -71,7 +78,8 @@ class Disco:
         self._factor = self._step = 1
         self._rate = Fraction(24)
         self._sequence_header = b""
-        self._small: tuple[int, UInt8] = (-1, np.zeros((0, 0, 0, 3), np.uint8))
+        self._poses: Poses = {}
+        self._small: tuple[tuple[int, int, int], UInt8] | None = None
         self._restorer: Restorer | None = None
 
     # --- analysis
@@ -93,6 +101,9 @@ class Disco:
             wanted.add(SectionType.CAPTION)
         if options.sketch:
             wanted.add(SectionType.SKETCH)
+        if options.skeleton:
+            wanted.add(SectionType.SKELETON)
+            self._poses = read_coco(options.skeleton)
         return {
             "base_size": (small.shape[2], small.shape[1]),
             "sequence_header": self._sequence_header,
@@ -102,7 +113,7 @@ class Disco:
 
     def _decoder_id(self) -> bytes:
         try:
-            return weights.for_profile("disco", "small").decoder_id()
+            return weights.for_profile("disco", "small", self._options.models_dir).decoder_id()
         except ModelError:
             return bytes(4)
 
@@ -113,6 +124,10 @@ class Disco:
             sections[SectionType.CAPTION], check = encode_caption(
                 Caption(self._options.caption), check
             )
+        skeleton = self._skeleton(clip, start)
+        if skeleton is not None:
+            frames = len(clip.frames)
+            sections[SectionType.SKELETON], check = encode_skeleton(skeleton, frames, check)
         small = self._degraded(clip, start)
         crf = _crf(_level(quality), self._factor)
         header, obus = av1.encode_segment(
@@ -129,13 +144,23 @@ class Disco:
         sections[SectionType.BASE_AV1] = payload
         return Coded(sections, check)
 
+    def _skeleton(self, clip: Clip, start: int) -> Skeleton | None:
+        if not self._poses:
+            return None
+        frames = len(clip.frames)
+        step = min(SKELETON_STEP, max(1, round(float(self._rate) / _SKELETONS_PER_SECOND)))
+        size = (clip.info.width, clip.info.height)
+        return make_skeleton(self._poses, start=start, frames=frames, step=step, size=size)
+
     def _degraded(self, clip: Clip, start: int) -> UInt8:
-        if self._small[0] != start or self._small[1].shape[1:3] != self._base_shape(clip):
+        """The base layer's input, uint8 [K, h, w, 3]; kept while a rate search tries again."""
+        key = (start, self._factor, self._step)
+        if self._small is None or self._small[0] != key:
             height, width = self._base_shape(clip)
             rows, columns = height * self._factor, width * self._factor
             sent = clip.frames[:: self._step]
             padded = np.stack([color.pad_to(frame, rows, columns) for frame in sent])
-            self._small = (start, color.resize(padded, height, width))
+            self._small = (key, color.resize(padded, height, width))
         return self._small[1]
 
     def _base_shape(self, clip: Clip) -> tuple[int, int]:
@@ -149,6 +174,9 @@ class Disco:
         caption = None
         if payload := segment.sections.get(SectionType.CAPTION):
             caption, check = decode_caption(payload, check)
+        skeleton = None
+        if payload := segment.sections.get(SectionType.SKELETON):
+            skeleton, check = decode_skeleton(payload, segment.frames, check)
         if SectionType.BASE_AV1 not in segment.sections or header.base_size is None:
             raise BitstreamError("the segment has no base layer", section="BASE_AV1")
         payload = segment.sections[SectionType.BASE_AV1]
@@ -159,7 +187,7 @@ class Disco:
         if payload := segment.sections.get(SectionType.SKETCH):
             frame = _sketch_frame(segment.frames, (header.height, header.width), base, planes)
             sketch, check = decode_sketch(payload, frame, check)
-        return Signals(base, planes, caption, sketch), check
+        return Signals(base, planes, caption, sketch, skeleton), check
 
     # --- synthesis
 
@@ -176,8 +204,8 @@ class Disco:
             what = header.decoder_id.hex() if named is None else named.id
             raise ModelError(
                 f"the stream was made for decoder {what}, installed is {ref.id}"
-                f" ({ref.decoder_id().hex()}); the stream itself is intact: --any-decoder decodes it"
-                " with the installed one, --tier preview without any"
+                f" ({ref.decoder_id().hex()}); the stream itself is intact: --any-decoder"
+                " decodes it with the installed one, --tier preview without any"
             )
         device, dtype = load.choose_device(runtime)
         network = load.build(weights.resolve(ref, runtime.models_dir), device, dtype)
@@ -205,6 +233,10 @@ class Disco:
         stem = f"{segment.index:05d}"
         if signals.caption is not None:
             (folder / f"{stem}-caption.txt").write_text(signals.caption.text + "\n", "utf-8")
+        if signals.skeleton is not None:
+            size = (header.width, header.height)
+            people = to_coco(signals.skeleton, start=segment.start, size=size)
+            (folder / f"{stem}-skeleton.json").write_text(json.dumps(people), "utf-8")
         if signals.sketch is not None:
             for index, bits in enumerate(signals.sketch.maps):
                 frame = index * signals.sketch.step
@@ -223,6 +255,7 @@ def _conditions(signals: Signals, segment: Segment, header: StreamHeader) -> Seg
     factor = conditioning.factor_of(size, header.base_size or size)
     if factor is None:
         raise BitstreamError(f"a base layer of {header.base_size} for a picture of {size}")
+    points, visible = _held_skeleton(signals.skeleton, segment.frames)
     return SegmentConditions(
         width=header.width,
         height=header.height,
@@ -233,7 +266,20 @@ def _conditions(signals: Signals, segment: Segment, header: StreamHeader) -> Seg
         crf=signals.base.crf,
         sketch=None if signals.sketch is None else signals.sketch.maps,
         sketch_step=1 if signals.sketch is None else signals.sketch.step,
+        points=points,
+        visible=visible,
     )
+
+
+def _held_skeleton(
+    skeleton: Skeleton | None, frames: int
+) -> tuple[npt.NDArray[np.float32], UInt8] | tuple[None, None]:
+    """Points as fractions of the frame and what is seen of them, held until the next map."""
+    if skeleton is None:
+        return None, None
+    held = np.arange(frames) // skeleton.step
+    points = skeleton.points[held].astype(np.float32) / np.float32(UNITS)
+    return points, (skeleton.visible[held] > 0).astype(np.uint8)
 
 
 def _sketch_frame(
