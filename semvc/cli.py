@@ -1,6 +1,6 @@
 """The command line: parses, calls one function, prints its report. No logic of its own.
 
-Heavy modules are imported inside the commands that need them, so that `info` and `--help` are quick.
+Heavy modules are imported inside the commands that need them: `info` and `--help` are quick.
 """
 
 from __future__ import annotations
@@ -10,134 +10,142 @@ import json
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 
 import click
+from click.shell_completion import get_completion_class, shell_complete
 
-from semvc import __version__
-from semvc.errors import ResourceError, SemvcError, UsageError
+from semvc import __version__, arguments
+from semvc.arguments import EXIT_CODES
+from semvc.errors import (
+    BitstreamError,
+    LimitError,
+    ResourceError,
+    SemvcError,
+    UnsupportedError,
+    UsageError,
+)
 
-_SIZE_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 1000,
-    "mb": 10**6,
-    "gb": 10**9,
-    "kib": 1024,
-    "mib": 1 << 20,
-    "gib": 1 << 30,
-}
-_EXIT_CODES = """\b
-Exit codes:
-  0 done                     5 unsupported version, profile or feature
-  1 a bug of semvc           6 model missing or different
-  2 wrong usage              7 limit exceeded
-  3 input video unreadable   8 no space, permission, memory, closed pipe
-  4 stream damaged           9 salvaged with gaps
-  130, 143 interrupted"""
+_COMPLETE = "_SEMVC_COMPLETE"
+_CLEANING_SECONDS = 2.0  # signals that come so soon after one are taken as the same
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived; clean-up runs as for Ctrl-C."""
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; clean-up runs as for any error."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
 
 
-def run(arguments: list[str]) -> int:
+def run(words: list[str]) -> int:
     """Run one command; return the process exit code. Errors become one line on stderr."""
-
-    def terminate(*_: object) -> None:
-        raise _Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    debug = "--debug" in arguments
-    try:
-        result = main.main(args=arguments, prog_name="semvc", standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted", 130)
-    except _Terminated:
-        return _say("terminated", 143)
-    except SemvcError as error:
-        if debug:
-            raise
-        return _say(str(error), error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said
-        return ResourceError.exit_code
-    except MemoryError:
-        return _say(
-            "out of memory: use --tier preview or a smaller picture", ResourceError.exit_code
-        )
-    except OSError as error:
-        if debug:
-            raise
-        name = f"{error.filename}: " if error.filename else ""
-        return _say(f"{name}{error.strerror or error}", ResourceError.exit_code)
-    except Exception as error:
-        if debug:
-            raise
-        return _say(f"internal error: {error!r}; --debug shows where. Please report it.", 1)
+    settings: dict[str, bool] = {}
+    with _signals():
+        try:
+            _escape_output()
+            if instruction := os.environ.get(_COMPLETE):
+                return shell_complete(main, {}, "semvc", _COMPLETE, instruction)
+            with main.make_context("semvc", words, obj=settings) as context:
+                result = main.invoke(context)
+            sys.stdout.flush()
+            return result if isinstance(result, int) else 0
+        except (Exception, KeyboardInterrupt, _Stopped) as error:
+            code, message = _outcome(error)
+            if settings.get("debug") and not isinstance(error, click.exceptions.Exit):
+                traceback.print_exception(error)
+            if message:
+                _say(message)
+            return code
+        finally:
+            _close_output()
 
 
-def _say(message: str, code: int) -> int:
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the message of whatever ended a command."""
+    match error:
+        case click.exceptions.Exit():
+            return error.exit_code, ""
+        case click.ClickException():
+            error.show()
+            return error.exit_code, ""
+        case _Stopped():
+            return 128 + error.number, "interrupted" if error.number == signal.SIGINT else "stopped"
+        case click.Abort() | KeyboardInterrupt():
+            return 130, "interrupted"
+        case BrokenPipeError():
+            return ResourceError.exit_code, ""  # nobody listens any more
+        case SemvcError():
+            closed = isinstance(error.__cause__, BrokenPipeError)
+            return error.exit_code, "" if closed else str(error)
+        case MemoryError():
+            message = "out of memory: use --tier preview or a smaller picture"
+            return ResourceError.exit_code, message
+        case OSError():
+            names = [str(name) for name in (error.filename, error.filename2) if name]
+            where = " -> ".join(names) or "input or output"
+            return ResourceError.exit_code, f"{where}: {error.strerror or error}"
+        case Exception():
+            return 1, f"internal error: {error!r}; --debug shows where. Please report it."
+    raise error
+
+
+def _say(message: str) -> None:
     with contextlib.suppress(OSError):
         click.echo(f"semvc: {message}", err=True)
-    return code
 
 
-def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(
-        command
-    )
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `_Stopped`; a second one does not disturb the clean-up."""
+    last = -_CLEANING_SECONDS
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal last
+        now, before = time.monotonic(), last
+        if now - before >= _CLEANING_SECONDS:
+            last = now
+            raise _Stopped(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--force", "-f", is_flag=True, help="Replace an existing output."),
-        click.option("--quiet", is_flag=True, help="No progress bar, no summary."),
-        click.option(
-            "--report", type=click.Path(path_type=Path), help="Also write the JSON report here."
-        ),
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-    ):
-        command = option(command)
-    return _json_option(command)
+def _escape_output() -> None:
+    """Let text that the terminal's encoding cannot hold be shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
 
-def _runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option(
-            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["auto", "float32", "bfloat16"]),
-            default="auto",
-            show_default=True,
-        ),
-        click.option(
-            "--models-dir",
-            type=click.Path(path_type=Path),
-            help="Folder with models and index.toml.",
-        ),
-    ):
-        command = option(command)
-    return command
+def _close_output() -> None:
+    """Flush stdout; if nobody takes it, let the interpreter not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@click.group(epilog=_EXIT_CODES)
+@click.group(epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="semvc")
+@arguments.debug_option
 def main() -> None:
     """A semantic video codec: video in, a tiny .svc stream, video out.
 
-    The decoder rebuilds the picture with a diffusion model. Detail in it is plausible, not recorded.
+    The decoder rebuilds the picture with a diffusion model. Detail in it is plausible, not
+    recorded.
 
     \b
     Examples:
@@ -148,200 +156,41 @@ def main() -> None:
     """
 
 
-def _size(text: str) -> int:
-    number = text.strip().lower().rstrip("bkmgi")
-    unit = text.strip().lower()[len(number) :].strip()
-    try:
-        return int(float(number) * _SIZE_UNITS[unit])
-    except (ValueError, KeyError):
-        raise click.BadParameter(
-            f"{text!r} is not a size: give a number with kB, MB, kiB or MiB, as in 500kB",
-            param_hint="--size",
-        ) from None
-
-
-def _audio(text: str) -> tuple[str, int]:
-    name, _, rate = text.partition(":")
-    if name in ("opus", "copy", "none") and (not rate or name == "opus"):
-        with contextlib.suppress(ValueError):
-            kbps = int(rate or 12)
-            if 6 <= kbps <= 256:
-                return name, kbps
-    raise click.BadParameter(
-        f"{text!r}: give opus, opus:KBPS (6 to 256), copy or none", param_hint="--audio"
-    )
-
-
-def _caption(text: str) -> str:
-    if text == "none":
-        return ""
-    if text == "auto":
-        raise UsageError(
-            "--caption auto needs a captioning model, and none is installed with this version:"
-            " write the caption yourself, or leave it out"
-        )
-    if text.startswith("@"):
-        try:
-            return Path(text[1:]).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the caption from {text[1:]}: {error}") from error
-    return text
-
-
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=EXIT_CODES)
 @click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("target", type=click.Path(path_type=Path, allow_dash=True))
-@click.option(
-    "-q", "--quality", type=click.FloatRange(0, 63), help="0 (smallest) to 63; default 32."
-)
-@click.option(
-    "--bpp",
-    type=click.FloatRange(0, min_open=True),
-    help="Target bits per source pixel, sound left out.",
-)
-@click.option(
-    "--kbps",
-    type=click.FloatRange(0, min_open=True),
-    help="Target kilobits per second, sound included.",
-)
-@click.option("--size", help="Target size of the whole file, as 500kB or 1.5MB.")
-@click.option(
-    "-p", "--profile", default="disco", show_default=True, help="How pictures are described."
-)
-@click.option("--caption", default="none", show_default=True, help="TEXT, @FILE, auto or none.")
-@click.option(
-    "--sketch/--no-sketch", default=False, show_default=True, help="Send edge maps as well."
-)
-@click.option(
-    "--skeleton",
-    type=click.Path(path_type=Path),
-    help="COCO keypoint JSON, one entry a frame and person.",
-)
-@click.option("--audio", default="opus", show_default=True, help="opus[:KBPS], copy or none.")
-@click.option(
-    "--factor",
-    type=click.Choice(["1", "2", "4", "8"]),
-    help="Spatial factor; by content if not given.",
-)
-@click.option(
-    "--step", type=click.Choice(["1", "2", "4", "8"]), help="Send every STEP-th frame; by content."
-)
-@click.option("--segment-seconds", type=click.FloatRange(0.5, 10), default=4.5, show_default=True)
-@click.option(
-    "--preset",
-    type=click.IntRange(0, 12),
-    default=4,
-    show_default=True,
-    help="Of SVT-AV1: 0 is slowest.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Of the synthesis noise.",
-)
-@click.option("--title", default="", help="Free text shown by info.")
-@click.option(
-    "--deterministic", is_flag=True, help="Take the salt from the input: two runs give equal files."
-)
-@click.option(
-    "--resume", is_flag=True, help="Continue an interrupted encode of the same input and options."
-)
-@click.option("--keep-partial", is_flag=True, help="Keep TARGET.part when interrupted.")
-@_output_options
+@arguments.encode_options
+@arguments.debug_option
 def encode(source: Path, target: Path, **given: Any) -> None:
     """Encode the video SOURCE into the stream TARGET ('-' for stdin and stdout).
 
     One of -q, --bpp, --kbps and --size sets the rate.
     """
     from semvc import encoder
-    from semvc.rate import Target
-    from semvc.types import EncodeOptions
 
-    rates = {n: given[n] for n in ("quality", "bpp", "kbps", "size") if given[n] is not None}
-    if len(rates) > 1:
-        raise UsageError(f"give one of -q, --bpp, --kbps and --size, not {len(rates)}")
-    if "size" in rates:
-        rates["size"] = _size(rates["size"])
-    audio, kbps = _audio(given["audio"])
-    skeleton = ""
-    if given["skeleton"] is not None:
-        try:
-            skeleton = given["skeleton"].read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read {given['skeleton']}: {error}") from error
-    options = EncodeOptions(
-        profile=given["profile"],
-        quality=rates.pop("quality", 32.0),
-        segment_seconds=given["segment_seconds"],
-        preset=given["preset"],
-        seed=given["seed"],
-        factor=None if given["factor"] is None else int(given["factor"]),
-        step=None if given["step"] is None else int(given["step"]),
-        caption=_caption(given["caption"]),
-        sketch=given["sketch"],
-        skeleton=skeleton,
-        audio=audio,
-        audio_kbps=kbps,
-        title=given["title"],
-    )
     job = encoder.EncodeJob(
-        target=Target(*rates.popitem()) if rates else None,
+        target=arguments.target_rate(given),
         deterministic=given["deterministic"],
         force=given["force"],
         resume=given["resume"],
         keep_partial=given["keep_partial"],
     )
-    _check_dash(target, given)
-    with _progress("encode", given) as advance, _input(source) as opened:
+    options = arguments.bit_options(given)
+    _check_outputs(source, target, given)
+    if str(target) == "-" and given["resume"]:
+        raise UsageError("a pipe cannot be resumed")
+    with _progress("encode", given) as advance:
+        opened: Path | BinaryIO = sys.stdin.buffer if str(source) == "-" else source
         output: Path | BinaryIO = sys.stdout.buffer if str(target) == "-" else target
         report = encoder.encode(opened, output, options, job=job, on_frames=advance)
-    _finish(report, given, str(target))
+    _finish(report, given, target)
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=EXIT_CODES)
 @click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("target", type=click.Path(path_type=Path, allow_dash=True))
-@click.option(
-    "--tier",
-    type=click.Choice(["preview", "small"]),
-    default="small",
-    show_default=True,
-    help="preview needs no model; small is the bundled generator.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(1, 50),
-    default=1,
-    show_default=True,
-    help="Diffusion steps a frame.",
-)
-@click.option(
-    "--start", type=click.FloatRange(0), default=0.0, help="Begin at this second (of its segment)."
-)
-@click.option(
-    "--duration", type=click.FloatRange(0, min_open=True), help="Seconds to decode; whole segments."
-)
-@click.option(
-    "--salvage",
-    is_flag=True,
-    help="Decode what is intact of a damaged stream; exit 9 if there are gaps.",
-)
-@click.option(
-    "--any-decoder", is_flag=True, help="Decode with the installed model even if made for another."
-)
-@click.option(
-    "--output-codec",
-    type=click.Choice(["h264", "hevc", "av1", "ffv1"]),
-    default="h264",
-    show_default=True,
-)
-@click.option(
-    "--output-quality", type=click.IntRange(0, 51), help="Constant rate factor of the output codec."
-)
-@_runtime_options
-@_output_options
+@arguments.decode_options
+@arguments.debug_option
 def decode(source: Path, target: Path, **given: Any) -> int:
     """Rebuild the video of the stream SOURCE as TARGET ('-' for stdin and stdout)."""
     from semvc import decoder
@@ -363,23 +212,23 @@ def decode(source: Path, target: Path, **given: Any) -> int:
         codec=given["output_codec"],
         quality=given["output_quality"],
     )
-    _check_dash(target, given)
-    with _progress("decode", given) as advance, _stream(source) as opened:
+    _check_outputs(source, target, given)
+    with _stream(source) as opened, _progress("decode", given) as advance:
         output: Path | BinaryIO = sys.stdout.buffer if str(target) == "-" else target
         report = decoder.decode(opened, output, job, runtime=runtime, on_frames=advance)
-    _finish(report, given, str(target))
+    _finish(report, given, target)
     if report.gaps:
-        return _say(f"{target}: {report.gaps} gaps were filled with held frames", 9)
+        _say(f"{target}: {report.gaps} gaps were filled with held frames")
+        return 9
     return 0
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=EXIT_CODES)
 @click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--segments", is_flag=True, help="Also list every segment.")
-@click.option(
-    "--models-dir", type=click.Path(path_type=Path), help="Folder with models and index.toml."
-)
-@_json_option
+@arguments.models_dir_option
+@arguments.json_option
+@arguments.debug_option
 def info(source: Path, segments: bool, models_dir: Path | None, as_json: bool) -> None:
     """Show what a stream holds: picture, rate, bytes of every signal, models it names."""
     from semvc import describe
@@ -391,15 +240,16 @@ def info(source: Path, segments: bool, models_dir: Path | None, as_json: bool) -
     click.echo(json.dumps(rows) if as_json else describe.table(rows))
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=EXIT_CODES)
 @click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--deep", is_flag=True, help="Also decode every integer and the base layer.")
-@_json_option
+@arguments.json_option
+@arguments.debug_option
 def verify(source: Path, deep: bool, as_json: bool) -> int:
     """Check every checksum, limit and the end of a stream; exit 4 if it is damaged."""
     from semvc.bitstream.probe import verify as verify_container
 
-    with _stream(source) as opened:
+    with _stream(source, pipe=not deep) as opened:
         report = verify_container(opened)
         damage = list(report.damage)
         if deep and not damage:
@@ -422,15 +272,17 @@ def verify(source: Path, deep: bool, as_json: bool) -> int:
             click.echo(line)
         state = "damaged" if damage else "intact"
         click.echo(
-            f"{source}: {state}, {report.segments} segments, {report.frames} frames, {report.bytes} bytes"
+            f"{source}: {state}, {report.segments} segments, {report.frames} frames,"
+            f" {report.bytes} bytes"
         )
     return 4 if damage else 0
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=EXIT_CODES)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--force", "-f", is_flag=True, help="Write into a folder that has files.")
+@arguments.debug_option
 def dump(source: Path, folder: Path, force: bool) -> None:
     """Write every signal of a stream as files a person can open."""
     from semvc import inspect
@@ -440,12 +292,13 @@ def dump(source: Path, folder: Path, force: bool) -> None:
     click.echo(f"{folder}: {count} files")
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=EXIT_CODES)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--drop", multiple=True, help="Section type to leave out, as sketch or audio_opus.")
-@click.option("--caption", help="New text of every caption, or @FILE.")
-@click.option("--force", "-f", is_flag=True, help="Replace an existing output.")
+@click.option("--caption", type=arguments.TEXT, help="New text of every caption, or @FILE.")
+@arguments.force_option
+@arguments.debug_option
 def edit(
     source: Path, target: Path, drop: tuple[str, ...], caption: str | None, force: bool
 ) -> None:
@@ -454,8 +307,9 @@ def edit(
 
     if not drop and caption is None:
         raise UsageError("nothing to do: give --drop TYPE or --caption TEXT")
-    text = None if caption is None else _caption(caption)
-    with _stream(source) as opened:
+    text = None if caption is None else arguments.caption(caption)
+    arguments.check_outputs(source, target)
+    with _stream(source, pipe=False) as opened:
         inspect.edit(opened, target, drop=drop, caption=text, force=force)
 
 
@@ -465,8 +319,9 @@ def models() -> None:
 
 
 @models.command("list")
-@click.option("--models-dir", type=click.Path(path_type=Path))
-@_json_option
+@arguments.models_dir_option
+@arguments.json_option
+@arguments.debug_option
 def models_list(models_dir: Path | None, as_json: bool) -> None:
     """List known models and whether their files are here."""
     from semvc import describe, weights
@@ -478,13 +333,14 @@ def models_list(models_dir: Path | None, as_json: bool) -> None:
     for row in rows:
         state = "installed" if row["available"] else "missing"
         click.echo(
-            f"{row['id']}  {row['decoder_id']}  {state}  {row['profile']}/{row['tier']}  {row['bytes']} bytes"
-            f"  {row['licence']}"
+            f"{row['id']}  {row['decoder_id']}  {state}  {row['profile']}/{row['tier']}"
+            f"  {row['bytes']} bytes  {row['licence']}"
         )
 
 
 @models.command("verify")
-@click.option("--models-dir", type=click.Path(path_type=Path))
+@arguments.models_dir_option
+@arguments.debug_option
 def models_verify(models_dir: Path | None) -> None:
     """Check the full SHA-256 of every model; exit 6 if one is missing or different."""
     from semvc import weights
@@ -495,41 +351,41 @@ def models_verify(models_dir: Path | None) -> None:
 
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@arguments.debug_option
 def completion(shell: str) -> None:
     """Print the completion script of a shell, as in: eval "$(semvc completion bash)"."""
-    from click.shell_completion import get_completion_class
-
     kind = get_completion_class(shell)
     if kind is None:
         raise UsageError(f"no completion for {shell}")
-    click.echo(kind(main, {}, "semvc", "_SEMVC_COMPLETE").source())
+    click.echo(kind(main, {}, "semvc", _COMPLETE).source())
 
 
-def _check_dash(target: Path, given: dict[str, Any]) -> None:
+def _check_outputs(source: Path, target: Path, given: dict[str, Any]) -> None:
     if str(target) == "-" and given["as_json"]:
         raise UsageError("'-' and --json both want stdout: use --report FILE")
     if str(target) == "-" and sys.stdout.isatty():
         raise UsageError("refusing to write binary data to a terminal")
-    if str(target) == "-" and given["resume"]:
-        raise UsageError("a pipe cannot be resumed")
+    arguments.check_outputs(source, target, given["report"])
 
 
 @contextlib.contextmanager
-def _input(source: Path) -> Iterator[Path | BinaryIO]:
-    yield sys.stdin.buffer if str(source) == "-" else source
-
-
-@contextlib.contextmanager
-def _stream(source: Path) -> Iterator[BinaryIO]:
-    if str(source) == "-":
-        yield sys.stdin.buffer
-        return
+def _stream(source: Path, *, pipe: bool = True) -> Iterator[BinaryIO]:
+    """Open a stream for reading; errors that its bytes cause name the file."""
     try:
-        opened = source.open("rb")
+        if str(source) == "-":
+            opened: Any = contextlib.nullcontext(sys.stdin.buffer)
+        else:
+            opened = source.open("rb")
     except OSError as error:
         raise UsageError(f"cannot open {source}: {error.strerror}") from error
-    with opened:
-        yield opened
+    with opened as file:
+        if not pipe and not file.seekable():
+            raise UsageError(f"{source} is a pipe, and this command reads it twice: use a file")
+        try:
+            yield file
+        except (BitstreamError, LimitError, UnsupportedError) as error:
+            error.args = (f"{source}: {error}",)
+            raise
 
 
 @contextlib.contextmanager
@@ -548,7 +404,7 @@ def _progress(verb: str, given: dict[str, Any]) -> Iterator[Callable[[int, int],
         yield advance
 
 
-def _finish(report: Any, given: dict[str, Any], target: str) -> None:
+def _finish(report: Any, given: dict[str, Any], target: Path) -> None:
     row = report.to_json()
     if given["report"] is not None:
         given["report"].write_text(json.dumps(row, indent=2) + "\n", "utf-8")

@@ -1,0 +1,384 @@
+"""What can be typed on the command line: option groups, and values parsed before any work starts.
+
+Every value that is refused is refused here, with exit code 2 and the name of its option.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from semvc.errors import UsageError
+from semvc.rate import Target
+from semvc.types import EncodeOptions, Limits
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_CODES = """\b
+Exit codes:
+  0 done                     5 unsupported version, profile or feature
+  1 a bug of semvc           6 model missing or different
+  2 wrong usage              7 limit exceeded
+  3 input video unreadable   8 no space, permission, memory, closed pipe
+  4 stream damaged           9 salvaged with gaps
+  130, 143 interrupted"""
+
+_DEFAULT_QUALITY = 32.0
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 1000,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 1024,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
+_MAX_TITLE_BYTES = 100  # of the header's 250
+
+
+class _Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if not math.isfinite(number := float(super().convert(value, param, ctx))):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
+    """A number of bytes, as 500kB or 1.5MB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().lower()
+        number = text.rstrip("bkmgi")
+        with contextlib.suppress(ValueError, KeyError, OverflowError):
+            if (size := int(float(number) * _SIZE_UNITS[text[len(number) :]])) > 0:
+                return size
+        self.fail(
+            f"{value!r} is not a size: give a number with kB, MB, kiB or MiB, as in 500kB.",
+            param,
+            ctx,
+        )
+
+
+class _Audio(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
+    """What happens to sound: (opus, copy or none; kbit/s of opus)."""
+
+    name = "audio"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        name, colon, rate = str(value).partition(":")
+        if name in ("opus", "copy", "none") and (name == "opus" or not colon):
+            with contextlib.suppress(ValueError):
+                kbps = int(rate) if colon else 12
+                if 6 <= kbps <= 256:
+                    return name, kbps
+        self.fail(f"{value!r}: give opus, opus:KBPS (6 to 256), copy or none.", param, ctx)
+
+
+class _Text(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
+    """Text that UTF-8 can hold, in at most `most` bytes; with `files`, @FILE gives a file's."""
+
+    name = "text"
+
+    def __init__(self, most: int, *, files: bool = False) -> None:
+        self._most, self._files = most, files
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if self._files and text.startswith("@"):
+            text = _read_text(Path(text[1:])).strip()
+        try:
+            size = len(text.encode("utf-8"))
+        except UnicodeEncodeError:
+            self.fail("it is not valid UTF-8.", param, ctx)
+        if size > self._most:
+            self.fail(f"{size} bytes are too many, at most {self._most}.", param, ctx)
+        return text
+
+
+TEXT = _Text(Limits().max_text_bytes, files=True)
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(dict)["debug"] = True
+
+
+_MODELS_DIR = click.option(
+    "--models-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder with models and index.toml, searched before the bundled one.",
+)
+_FORCE = click.option("--force", "-f", is_flag=True, help="Replace an existing output.")
+_DEBUG = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Show the traceback of an error.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_ENCODE = (
+    click.option(
+        "-q",
+        "--quality",
+        type=_Number(0, 63),
+        help=f"0 (smallest) to 63; default {_DEFAULT_QUALITY:g}.",
+    ),
+    click.option(
+        "--bpp",
+        type=_Number(0, min_open=True),
+        help="Target bits per source pixel, sound left out.",
+    ),
+    click.option(
+        "--kbps",
+        type=_Number(0, min_open=True),
+        help="Target kilobits per second, sound included.",
+    ),
+    click.option("--size", type=_Size(), help="Target size of the whole file: 500kB, 1.5MB."),
+    click.option(
+        "-p", "--profile", default="disco", show_default=True, help="How pictures are described."
+    ),
+    click.option(
+        "--caption", type=TEXT, default="none", show_default=True, help="TEXT, @FILE, auto or none."
+    ),
+    click.option(
+        "--sketch/--no-sketch", default=False, show_default=True, help="Send edge maps as well."
+    ),
+    click.option(
+        "--skeleton",
+        type=click.Path(path_type=Path),
+        help="COCO keypoint JSON, one entry a frame and person.",
+    ),
+    click.option(
+        "--audio",
+        type=_Audio(),
+        default="opus",
+        show_default=True,
+        help="opus[:KBPS], copy or none.",
+    ),
+    click.option(
+        "--factor",
+        type=click.Choice(["1", "2", "4", "8"]),
+        help="Spatial factor; by content if not given.",
+    ),
+    click.option(
+        "--step",
+        type=click.Choice(["1", "2", "4", "8"]),
+        help="Send every STEP-th frame; by content.",
+    ),
+    click.option("--segment-seconds", type=_Number(0.5, 10), default=4.5, show_default=True),
+    click.option(
+        "--preset",
+        type=click.IntRange(0, 12),
+        default=4,
+        show_default=True,
+        help="Of SVT-AV1: 0 is slowest.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**32 - 1),
+        default=0,
+        show_default=True,
+        help="Of the synthesis noise.",
+    ),
+    click.option(
+        "--title", type=_Text(_MAX_TITLE_BYTES), default="", help="Free text shown by info."
+    ),
+    click.option(
+        "--deterministic",
+        is_flag=True,
+        help="Take the salt from the input: two runs give equal files.",
+    ),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Continue an interrupted encode of the same input and options.",
+    ),
+    click.option("--keep-partial", is_flag=True, help="Keep TARGET.part when interrupted."),
+    _MODELS_DIR,
+)
+_DECODE = (
+    click.option(
+        "--tier",
+        type=click.Choice(["preview", "small"]),
+        default="small",
+        show_default=True,
+        help="preview needs no model; small is the bundled generator.",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(1, 50),
+        default=1,
+        show_default=True,
+        help="Diffusion steps a frame.",
+    ),
+    click.option("--start", type=_Number(0), default=0.0, help="Begin at this second."),
+    click.option(
+        "--duration", type=_Number(0, min_open=True), help="Seconds to decode; all if not given."
+    ),
+    click.option(
+        "--salvage",
+        is_flag=True,
+        help="Decode what is intact of a damaged stream; exit 9 if there are gaps.",
+    ),
+    click.option(
+        "--any-decoder",
+        is_flag=True,
+        help="Decode with the installed model even if made for another.",
+    ),
+    click.option(
+        "--output-codec",
+        type=click.Choice(["h264", "hevc", "av1", "ffv1"]),
+        default="h264",
+        show_default=True,
+    ),
+    click.option(
+        "--output-quality",
+        type=click.IntRange(0, 51),
+        help="Constant rate factor of the output codec.",
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        default="auto",
+        show_default=True,
+    ),
+    _MODELS_DIR,
+)
+_OUTPUT = (
+    click.option(
+        "--report", type=click.Path(path_type=Path), help="Also write the JSON report here."
+    ),
+    click.option("--quiet", is_flag=True, help="No progress bar, no summary."),
+    _FORCE,
+    _JSON,
+)
+
+
+def debug_option(command: Command) -> Command:
+    """Add --debug, which is noted in the context's object and not passed to the command."""
+    return _DEBUG(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add --json."""
+    return _JSON(command)
+
+
+def force_option(command: Command) -> Command:
+    """Add --force."""
+    return _FORCE(command)
+
+
+def models_dir_option(command: Command) -> Command:
+    """Add --models-dir."""
+    return _MODELS_DIR(command)
+
+
+def encode_options(command: Command) -> Command:
+    """Add all options of `encode`."""
+    return _all((*_ENCODE, *_OUTPUT), command)
+
+
+def decode_options(command: Command) -> Command:
+    """Add all options of `decode`."""
+    return _all((*_DECODE, *_OUTPUT), command)
+
+
+def _all(options: tuple[Callable[[Any], Any], ...], command: Command) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def target_rate(given: dict[str, Any]) -> Target | None:
+    """Return what the stream shall weigh, None to use the quality; UsageError for two wishes."""
+    wishes = [name for name in ("quality", "bpp", "kbps", "size") if given[name] is not None]
+    if len(wishes) > 1:
+        raise UsageError(f"give one of -q, --bpp, --kbps and --size, not {len(wishes)}")
+    if not wishes or wishes == ["quality"]:
+        return None
+    return Target(wishes[0], given[wishes[0]])
+
+
+def bit_options(given: dict[str, Any]) -> EncodeOptions:
+    """Return the options that change a stream's bits; UsageError for files that cannot be read."""
+    audio, kbps = given["audio"]
+    skeleton = given["skeleton"]
+    return EncodeOptions(
+        profile=given["profile"],
+        quality=_DEFAULT_QUALITY if given["quality"] is None else given["quality"],
+        segment_seconds=given["segment_seconds"],
+        preset=given["preset"],
+        seed=given["seed"],
+        factor=None if given["factor"] is None else int(given["factor"]),
+        step=None if given["step"] is None else int(given["step"]),
+        caption=caption(given["caption"]),
+        sketch=given["sketch"],
+        skeleton="" if skeleton is None else _read_text(skeleton),
+        audio=audio,
+        audio_kbps=kbps,
+        title=given["title"],
+        models_dir=given["models_dir"],
+    )
+
+
+def caption(text: str) -> str:
+    """Return the caption meant by --caption; UsageError for one that cannot be made here."""
+    if text == "auto":
+        raise UsageError(
+            "--caption auto needs a captioning model, and none is installed with this version:"
+            " write the caption yourself, or leave it out"
+        )
+    return "" if text == "none" else text
+
+
+def check_outputs(source: Path, *outputs: Path | None) -> None:
+    """Refuse, before any work, outputs in folders that do not exist and outputs named twice.
+
+    An output must not be the input, whatever the two are called, even with --force.
+    """
+    taken = [source]
+    for output in outputs:
+        if output is None or str(output) == "-":
+            continue
+        if not output.parent.is_dir():
+            raise UsageError(f"cannot write {output}: the folder {output.parent} does not exist")
+        for other in taken:
+            if _same(output, other):
+                raise UsageError(f"{output} cannot be two things at once: choose another output")
+        taken.append(output)
+
+
+def _same(a: Path, b: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return a.samefile(b)
+    return os.path.abspath(a) == os.path.abspath(b)  # noqa: PTH100 (links are not to be followed)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: it is not UTF-8 text") from error
