@@ -81,7 +81,7 @@ class Limits:
     max_height: int = 4096
     max_pixels: int = 4096 * 2304
     max_frames: int = 1 << 22
-    max_samples: int = 1 << 36  # width * height * frames
+    max_samples: int = 1 << 40  # width * height * frames
     max_segment_frames: int = 1024
     max_chunk_bytes: int = 1 << 21
     max_text_bytes: int = 4096

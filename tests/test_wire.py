@@ -169,7 +169,7 @@ def test_pixels_frames_and_samples_are_limited() -> None:
     for changes in (
         {"width": 4096, "height": 2305},
         {"total_frames": (1 << 22) + 1},
-        {"width": 4096, "height": 2304, "total_frames": (1 << 36) // (4096 * 2304) + 1},
+        {"width": 4096, "height": 2304, "total_frames": (1 << 40) // (4096 * 2304) + 1},
     ):
         with pytest.raises(LimitError):
             sample_header(**changes).to_bytes()
