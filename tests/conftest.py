@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from scene import Scene
+
+settings.register_profile("semvc", deadline=None)  # a busy machine is not a failure
+settings.load_profile("semvc")
 
 
 @pytest.fixture(autouse=True)

@@ -134,12 +134,16 @@ def beep_times(sound: Array, *, rate: int = 48000) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """Sound for `write_video`: float32 [samples], its rate, codec and start in seconds."""
+    """Sound for `write_video`: float32 [samples], its rate, codec and start in seconds.
+
+    What lies within `hole`, in seconds, is left out: the file has a gap there.
+    """
 
     samples: Array
     rate: int = 48000
     codec: str = "aac"
     start: float = 0.0
+    hole: tuple[float, float] = (0.0, 0.0)
 
 
 def write_video(
@@ -196,6 +200,8 @@ def write_video(
 def _write_sound(output: Any, track: Any, sound: Sound) -> None:
     size = 960
     for start in range(0, len(sound.samples), size):
+        if sound.hole[0] <= start / sound.rate < sound.hole[1]:
+            continue
         part = sound.samples[start : start + size]
         frame = av.AudioFrame.from_ndarray(part[None], format="fltp", layout="mono")
         frame.sample_rate = sound.rate

@@ -89,6 +89,14 @@ def test_sound_longer_than_the_video_is_kept(tmp_path: Path, frames: Any, kbps: 
     assert close(beep_times(read_sound(tmp_path / "b.mp4")), [0, 0.5, 1, 1.5])
 
 
+def test_sound_much_longer_than_the_video_is_cut(tmp_path: Path, frames: Any) -> None:
+    long = Sound(beeps(130, rate=8000), rate=8000)
+    source = write_video(tmp_path / "a.mp4", frames[:2], sound=long)
+    with VideoReader(source) as reader, AudioTrack(reader.source, reader.start) as track:
+        packets = track.take(Fraction(0), None)[1]
+        assert 119 < len(packets) * 0.06 <= 120.1
+
+
 @pytest.mark.parametrize("kbps", [12, None])
 def test_sound_shorter_than_the_video_ends_early(
     tmp_path: Path, frames: Any, kbps: int | None
@@ -117,6 +125,22 @@ def test_a_pause_in_the_sound_stays_a_pause(tmp_path: Path, frames: Any) -> None
         starts = [t * 24000 + offset for t, (offset, _) in enumerate(pieces)]
         lengths = [len(packets) * 2880 for _, packets in pieces]
         assert starts[1:] == [s + n for s, n in zip(starts, lengths, strict=True)][:-1]
+
+
+def test_gaps_in_copied_sound_are_kept_and_only_between_packets(
+    tmp_path: Path, frames: Any
+) -> None:
+    sound = Sound(beeps(2), codec="libopus", hole=(0.7, 1.3))
+    source = write_video(tmp_path / "a.mkv", frames, fps=12, sound=sound)
+    with VideoReader(source) as reader:
+        for kbps in (None, 12):
+            through(source, tmp_path / "b.mp4", kbps, step=12)
+            assert close(beep_times(read_sound(tmp_path / "b.mp4")), [0, 0.5, 1.5])
+            (tmp_path / "b.mp4").unlink()
+        with AudioTrack(reader.source, reader.start, kbps=None) as track:
+            first, second = (track.take(Fraction(t), Fraction(t + 1))[1] for t in range(2))
+        assert b"" not in first
+        assert second[0] != b""
 
 
 def test_a_reader_says_what_sound_there_is(tmp_path: Path, frames: Any) -> None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 DEFAULT_KBPS = 12
 MIN_KBPS, MAX_KBPS = 6, 256
 STEREO_KBPS = 24  # more than this is enough for two channels
-MAX_TAIL_SECONDS = 30  # sound after the last frame that is kept
+MAX_LAST_SECONDS = 120  # of sound in the last segment: what goes on for longer is left out
+_MAX_TAKE_BYTES = 1 << 20
 _OPUS_RATE = 48000
 _OPUS_PACKET = 2880  # 60 ms: fewest bytes around the sound
 _GAP = _OPUS_RATE // 50  # a jump in time of this many samples is real, less is rounding
@@ -117,19 +118,24 @@ class AudioTrack:
         """Return (samples from `start` to the first packet, the packets) up to `end`.
 
         Both are in seconds after the first video frame; calls must follow each other in time. The
-        last call passes None, and gets what is left for `MAX_TAIL_SECONDS` after `start`'s
-        segment. No packets: the offset is 0.
+        last call passes None and gets what is left, at most `MAX_LAST_SECONDS` and a mebibyte.
+        No packets: the offset is 0.
         """
         rate = self.config.rate
-        last = None if end is None else sample_at(end, rate)
+        last = sample_at(start + MAX_LAST_SECONDS if end is None else end, rate)
         zero, first = sample_at(start, rate), 0
         found: list[bytes] = []
-        while (item := self._peek()) is not None and (last is None or item[0] < last):
+        size = 0
+        while (item := self._peek()) is not None and item[0] < last:
+            if end is None and size > _MAX_TAKE_BYTES:
+                break
+            self._next = None
             if not found:
                 first = item[0]
-            found.append(item[1])
-            self._next = None
-        while found and not found[-1]:  # gaps at the end say nothing
+            if found or item[1]:  # gaps at the start say nothing
+                size += len(item[1])
+                found.append(item[1])
+        while found and not found[-1]:  # nor at the end
             found.pop()
         return (first - zero if found else 0), tuple(found)
 
