@@ -17,6 +17,7 @@ from semvc.types import Runtime
 from semvc.weights import CONFIG, WEIGHTS
 
 Network = TypeVar("Network", bound=nn.Module)
+_DEVICES = ("cpu", "cuda", "mps")
 
 
 def build(folder: Path, device: torch.device, dtype: torch.dtype) -> Generator:
@@ -51,6 +52,8 @@ def choose_device(runtime: Runtime) -> tuple[torch.device, torch.dtype]:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in _DEVICES:
+            raise RuntimeError("a device that nothing here was tried on")
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
