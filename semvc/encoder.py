@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from semvc import profiles
-from semvc.bitstream.container import PartFile, StreamWriter, part_header, resume_writer
+from semvc.bitstream.container import PartFile, Segment, StreamWriter, part_header, resume_writer
 from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
 from semvc.entropy import entropy_id
 from semvc.errors import UsageError
@@ -87,6 +87,7 @@ def encode(
             kbps = None if options.audio == "copy" else options.audio_kbps
             track = stack.enter_context(AudioTrack(reader.source, reader.start, kbps=kbps))
         encoder = _Encoder(reader, options, job, track)
+        stack.callback(encoder.close)
         sink: PartFile | BinaryIO = target if part is None else part  # type: ignore[assignment]
         encoder.run(sink, on_frames or (lambda *_: None))
     encoder.report.seconds = time.monotonic() - begun
@@ -135,16 +136,26 @@ class _Encoder:
                     self.report.notes.append(f"continued after {resumed} finished segments")
             if index >= resumed:
                 self._write(writer, piece)
+            elif writer.resumed is not None and index == writer.resumed.index:
+                self._check_resumed(writer, writer.resumed, piece)
             self._audio_bytes += len(piece.sound)
             self.report.segments += 1
             self.report.frames = piece.stop
             on_frames(piece.stop, self._info.frame_count)
         if writer is None:
             raise UsageError("the input has no frames")
+        if self.report.segments < resumed:
+            raise self._another_input()
         writer.finish()
         self.report.bytes = writer.bytes_written
+        for kind, size in writer.section_bytes.items():
+            self.report.sections[kind.name.lower()] = size
         self.report.video_seconds = float(self.report.frames / self._rate)
         self._judge_target()
+
+    def close(self) -> None:
+        """End the profile's child processes."""
+        self._profile.close()
 
     def _pieces(self) -> Iterator[_Piece]:
         most = self._segment_frames
@@ -252,6 +263,27 @@ class _Encoder:
     # --- segments
 
     def _write(self, writer: StreamWriter, piece: _Piece) -> None:
+        sections, check, quality = self._sections(writer.header, piece, writer.bytes_written)
+        writer.write(len(piece.clip.frames), sections, check & 0xFFFF)
+        self.report.qualities.append(quality)
+
+    def _check_resumed(self, writer: StreamWriter, there: Segment, piece: _Piece) -> None:
+        """Code the last finished segment again: headers alone do not tell inputs apart."""
+        sections, _, _ = self._sections(writer.header, piece, there.offset)
+        coded = {kind: sections.get(kind, b"") for kind in there.sections}
+        if there.frames != len(piece.clip.frames) or coded != dict(there.sections):
+            raise self._another_input()
+
+    def _another_input(self) -> UsageError:
+        return UsageError(
+            "the interrupted stream was begun from another input or with other options: remove its"
+            " .part file, or use the same ones"
+        )
+
+    def _sections(
+        self, header: StreamHeader, piece: _Piece, written: int
+    ) -> tuple[dict[SectionType, bytes], int, float]:
+        """Code one segment of a stream that has `written` bytes; its sections, check, quality."""
         sections: dict[SectionType, bytes] = {}
         check = 0
         if self._info.frame_rate is None:
@@ -259,19 +291,14 @@ class _Encoder:
             end = max(self._reader.end_pts, last) if piece.end_pts is None else piece.end_pts
             times = Timing((*(int(p) for p in piece.clip.pts), end))
             sections[SectionType.TIMING], check = encode_timing(times, check)
-        coded, quality = self._code(writer, piece, check)
+        coded, quality = self._code(written, piece, check)
         sections |= coded.sections
         if piece.sound:
-            kind = next(kind for kind in writer.header.sections if kind in AUDIO_SECTIONS)
+            kind = next(kind for kind in header.sections if kind in AUDIO_SECTIONS)
             sections[kind] = piece.sound
-        writer.write(len(piece.clip.frames), sections, coded.check & 0xFFFF)
-        self.report.qualities.append(quality)
-        for kind, payload in sections.items():
-            self.report.sections[kind.name.lower()] += len(payload)
+        return sections, coded.check, quality
 
-    def _code(
-        self, writer: StreamWriter, piece: _Piece, check: int
-    ) -> tuple[profiles.Coded, float]:
+    def _code(self, written: int, piece: _Piece, check: int) -> tuple[profiles.Coded, float]:
         def code(quality: float) -> tuple[int, profiles.Coded]:
             made = self._profile.encode(piece.clip, piece.start, quality, check)
             return _framed(made.sections), made
@@ -279,7 +306,7 @@ class _Encoder:
         if self._job.target is None:
             return code(self._options.quality)[1], self._options.quality
         # nothing here depends on how earlier segments were found, so that resuming changes no byte
-        trial, coded = search(self._budget(piece, writer.bytes_written), self._first_quality, code)
+        trial, coded = search(self._budget(piece, written), self._first_quality, code)
         return coded, trial.quality
 
     def _budget(self, piece: _Piece, written: int) -> float:

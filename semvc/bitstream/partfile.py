@@ -70,6 +70,8 @@ class PartFile:
     def _open(self) -> None:
         if self.path.is_dir():
             raise UsageError(f"{self.path} is a folder")
+        if self.path.exists() and not self.path.is_file():
+            raise UsageError(f"{self.path} is a device or a pipe, not a file that can be replaced")
         while True:
             fresh = self._try_open()
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ from semvc.bitstream.headers import (
 )
 from semvc.bitstream.partfile import PartFile
 from semvc.bitstream.reader import End, StreamReader
-from semvc.bitstream.segments import pack
+from semvc.bitstream.segments import Segment, pack
 from semvc.errors import BitstreamError, LimitError, ResourceError, UnsupportedError, UsageError
 
 _ZEROS = 1 << 16
@@ -35,8 +36,10 @@ COPY_ABOVE = 100_000  # bytes of a stream from which on it carries a copy of its
 class StreamWriter:
     """Writes one stream to `sink`; `sync`, if given, is called after each chunk.
 
-    `next_index` and `next_frame` say how many segments and frames are written and synced. A failing
-    sink raises ResourceError, which says how many segments are safe; nothing can be written after.
+    `next_index` and `next_frame` say how many segments and frames are written and synced, and
+    `section_bytes` what their sections take. `resumed` is the last segment that was already there,
+    None in a new stream. A failing sink raises ResourceError, which says how many segments are
+    safe; nothing can be written after.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class StreamWriter:
         self.header, self._sink, self._sync = header, sink, sync
         self._framing = Framing(header.salt)
         self.next_index = self.next_frame = self.bytes_written = 0
+        self.section_bytes: Counter[SectionType] = Counter()
+        self.resumed: Segment | None = None
         self._chain = 0
         self._lengths, self._shorts = array("L"), array("L")
         self._closed = False
@@ -72,6 +77,7 @@ class StreamWriter:
         chunk = self._framing.chunk(kind, payload, self.next_index, self.next_frame)
         self._put(chunk)
         self._count(kind, len(payload), frames, chunk[-4:])
+        self.section_bytes.update({kind: len(data) for kind, data in sections.items()})
         return len(chunk)
 
     def append(self, kind: int, payload: bytes) -> int:
@@ -177,6 +183,8 @@ def _replay(writer: StreamWriter, source: io.FileIO, body: int) -> int:
         for chunk, segment in StreamReader(source).chunks():
             if segment is not None:
                 writer._count(chunk.head.kind, chunk.head.length, segment.frames, chunk.crc)
+                writer.section_bytes.update({k: len(d) for k, d in segment.sections.items()})
+                writer.resumed = segment
                 end = chunk.offset + chunk.head.total
     except (BitstreamError, LimitError, UnsupportedError):
         return end  # what follows is a torn tail

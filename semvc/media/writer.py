@@ -118,17 +118,16 @@ class VideoWriter:
         self._last: av.Packet[av.VideoStream] | None = None
         self._stack = contextlib.ExitStack()
         self._part: PartFile | None = None
-        self._container = self._open(target, options)
-        try:
+        with contextlib.ExitStack() as undo:  # also when a signal comes meanwhile
+            undo.callback(self._undo)
+            self._container = self._open(target, options)
             with self._errors():
                 self._stream = self._add_video(options)
                 self._audio = AudioMuxer(self._container, audio) if audio else None
                 self._container.metadata["comment"] = NOTE
                 with quiet_svt():
                     self._container.start_encoding()
-        except (MediaError, ResourceError, UsageError):
-            self.abort()
-            raise
+            undo.pop_all()
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -176,7 +175,10 @@ class VideoWriter:
         """Give up; nothing is left of a file."""
         with contextlib.suppress(av.FFmpegError, OSError):
             self._container.close()
-        if self._part is not None:
+        self._undo()
+
+    def _undo(self) -> None:
+        if self._part is not None and not self._part.sink.closed:
             self._part.sink.truncate(0)  # an unfinished MP4 is of no use, so it is not kept
         self._stack.__exit__(MediaError, MediaError("given up"), None)
 

@@ -53,6 +53,7 @@ _BEST_LEVEL, _WORST_LEVEL = 35.0, 91.0  # crf of the base layer at full size, qu
 _SAVED = 7.0  # crf steps that halving both sides of the picture is worth in bytes
 _SWITCH = 70.0  # level above which the next smaller base layer is used
 _MAX_CRF = 70.0
+_MIN_VIDEO = 16  # luma samples of a side of the base layer's video in `dump`
 _SKELETONS_PER_SECOND = 10.0
 _SKETCHES_PER_SECOND, _SKETCH_SIDE, _SKETCH_DENSITY = 3.0, 80, 0.03
 
@@ -81,6 +82,11 @@ class Disco:
         self._poses: Poses = {}
         self._small: tuple[tuple[int, int, int], UInt8] | None = None
         self._restorer: Restorer | None = None
+        self._av1 = av1.SegmentDecoder()
+
+    def close(self) -> None:
+        """End the child process that decodes base layers."""
+        self._av1.close()
 
     # --- analysis
 
@@ -136,7 +142,7 @@ class Disco:
         base = BaseLayer(self._step, rounded_crf(crf), header, obus)
         if self._options.sketch:
             count, height, width = small.shape[:3]
-            planes = av1.decode_segment(header, obus, (width, height), count)
+            planes = self._av1.decode(header, obus, (width, height), count)
             frame = _sketch_frame(len(clip.frames), clip.frames.shape[1:3], base, planes)
             sketch = _sketch(clip, frame)
             sections[SectionType.SKETCH], check = encode_sketch(sketch, frame, check)
@@ -182,7 +188,7 @@ class Disco:
         payload = segment.sections[SectionType.BASE_AV1]
         base, _ = decode_base_layer(payload, header.sequence_header)
         count = base.coded_frames(segment.frames)
-        planes = av1.decode_segment(base.sequence_header, base.obus, header.base_size, count)
+        planes = self._av1.decode(base.sequence_header, base.obus, header.base_size, count)
         sketch = None
         if payload := segment.sections.get(SectionType.SKETCH):
             frame = _sketch_frame(segment.frames, (header.height, header.width), base, planes)
@@ -242,6 +248,8 @@ class Disco:
                 frame = index * signals.sketch.step
                 write_png(folder / f"{stem}-sketch-{frame:04d}.png", bits * np.uint8(255))
         frames = color.yuv420_to_rgb(signals.planes)
+        bigger = -(-_MIN_VIDEO // min(frames.shape[1:3]))  # players and encoders want some size
+        frames = frames.repeat(bigger, 1).repeat(bigger, 2)
         rate = header.frame_rate / signals.base.temporal
         info = VideoInfo(frames.shape[2], frames.shape[1], rate, 1 / rate)
         options = OutputOptions(crf=8, force=True)
