@@ -238,6 +238,11 @@ _DECODE = (
         help="Decode what is intact of a damaged stream; exit 9 if there are gaps.",
     ),
     click.option(
+        "--resume",
+        is_flag=True,
+        help="Keep finished segments in TARGET.parts, and go on with those of an earlier run.",
+    ),
+    click.option(
         "--any-decoder",
         is_flag=True,
         help="Decode with the installed model even if made for another.",

@@ -208,6 +208,7 @@ def decode(source: Path, target: Path, **given: Any) -> int:
         start=given["start"],
         duration=given["duration"],
         salvage=given["salvage"],
+        resume=given["resume"],
         force=given["force"],
         codec=given["output_codec"],
         quality=given["output_quality"],

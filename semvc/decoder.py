@@ -5,8 +5,9 @@ Memory holds about one segment, whatever the length. The library never prints; r
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ from semvc.entropy import entropy_id
 from semvc.errors import BitstreamError, ModelError, UsageError
 from semvc.media.audioformat import AudioConfig
 from semvc.media.writer import OutputOptions, VideoWriter
+from semvc.pieces import PieceStore
 from semvc.report import Report
 from semvc.signals.audio import decode_audio
 from semvc.signals.timing import Timing, decode_timing
@@ -36,8 +38,9 @@ OnFrames = Callable[[int, int], None]
 class DecodeJob:
     """How to decode.
 
-    `start` and `duration` are in seconds, None to the end. `quality` is the output codec's constant
-    rate factor, None for its default.
+    `start` and `duration` are in seconds, None to the end. `resume` keeps finished segments beside
+    the output and goes on with those of an interrupted run. `quality` is the output codec's
+    constant rate factor, None for its default.
     """
 
     tier: str = "small"
@@ -45,6 +48,7 @@ class DecodeJob:
     start: float = 0.0
     duration: float | None = None
     salvage: bool = False
+    resume: bool = False
     force: bool = False
     codec: str = "h264"
     quality: int | None = None
@@ -68,19 +72,14 @@ def decode(
     reader = StreamReader(source, salvage=job.salvage)
     header = reader.header
     check_entropy(header)
-    profile = profiles.create(header.profile)
-    profile.load(header, job.tier, job.steps, runtime or Runtime())
     report = Report("decode", header.width, header.height)
-    audio = AudioConfig.from_bytes(header.audio) if header.audio else None
-    options = OutputOptions(codec=job.codec, crf=job.quality, force=job.force)
-    wanted = _Range.of(header, job)
-    with VideoWriter(target, video_info(header), options=options, audio=audio) as writer:
-        player = _Player(header, profile, writer, audio, wanted, report)
-        for segment in reader:
-            if wanted.stop is not None and segment.start >= wanted.stop:
-                break
-            if segment.start + segment.frames > wanted.first:
-                player.play(segment, on_frames or (lambda *_: None))
+    with contextlib.ExitStack() as stack:
+        profile = stack.enter_context(contextlib.closing(profiles.create(header.profile)))
+        profile.load(header, job.tier, job.steps, runtime or Runtime())
+        writer = _open_output(target, header, job, runtime or Runtime())
+        stack.push(lambda kind, *_: writer.abort() if kind else writer.close())
+        player = _Player(header, profile, writer, _Range.of(header, job), report)
+        player.play_all(reader, on_frames or (lambda *_: None))
         if job.salvage and reader.gaps:
             player.fill_to_end()
         if not report.frames:
@@ -91,6 +90,23 @@ def decode(
     report.video_seconds = float(report.frames / header.frame_rate)
     report.seconds = time.monotonic() - begun
     return report
+
+
+def _open_output(
+    target: Path | BinaryIO, header: StreamHeader, job: DecodeJob, runtime: Runtime
+) -> VideoWriter | PieceStore:
+    audio = AudioConfig.from_bytes(header.audio) if header.audio else None
+    options = OutputOptions(codec=job.codec, crf=job.quality, force=job.force)
+    info = video_info(header)
+    if not job.resume:
+        return VideoWriter(target, info, options=options, audio=audio)
+    if not isinstance(target, Path):
+        raise UsageError("a pipe cannot be resumed")
+    if job.salvage:
+        raise UsageError("--resume and --salvage do not go together")
+    identity = f"{header.to_bytes().hex()} {job.tier} {job.steps} {job.start} {job.duration}"
+    identity += f" {runtime.device} {runtime.dtype} {runtime.any_decoder} {runtime.models_dir}"
+    return PieceStore(target, info, options=options, audio=audio, identity=identity)
 
 
 def video_info(header: StreamHeader) -> VideoInfo:
@@ -161,6 +177,9 @@ class _Range:
     def holds(self, frame: int) -> bool:
         return self.first <= frame and (self.stop is None or frame < self.stop)
 
+    def count(self, segment: Segment) -> int:
+        return sum(self.holds(segment.start + index) for index in range(segment.frames))
+
 
 class _Player:
     """Writes segments one after another; times begin at 0 with the first frame shown."""
@@ -169,16 +188,24 @@ class _Player:
         self,
         header: StreamHeader,
         profile: profiles.Profile,
-        writer: VideoWriter,
-        audio: AudioConfig | None,
+        writer: VideoWriter | PieceStore,
         wanted: _Range,
         report: Report,
     ) -> None:
         self._header, self._profile, self._writer = header, profile, writer
-        self._audio, self._wanted, self._report = audio, wanted, report
+        self._audio = AudioConfig.from_bytes(header.audio) if header.audio else None
+        self._wanted, self._report = wanted, report
         self._zero: int | None = None
         self._next = wanted.first  # frame of the stream that comes next in the output
         self._picture: UInt8 = np.zeros((header.height, header.width, 3), np.uint8)
+
+    def play_all(self, reader: StreamReader, on_frames: OnFrames) -> None:
+        """Write every segment that the range touches."""
+        for segment in reader:
+            if self._wanted.stop is not None and segment.start >= self._wanted.stop:
+                break
+            if segment.start + segment.frames > self._wanted.first:
+                self.play(segment, on_frames)
 
     def play(self, segment: Segment, on_frames: OnFrames) -> None:
         """Write one segment, after what is missing before it."""
@@ -190,19 +217,34 @@ class _Player:
             self._zero = times[first] - gap
         if timing is None:
             self._hold_until(segment.start)
-        self._sound(segment, times[0])
+        if isinstance(self._writer, PieceStore):
+            if self._writer.begin(segment, times[first] - self._zero):
+                self._synthesize(segment, signals, times, on_frames)
+            else:
+                self._report.resumed_segments += 1
+                self._report.frames += self._wanted.count(segment)
+                self._next = segment.start + segment.frames
+            self._sound(segment, times[0])
+            self._writer.end()
+        else:
+            self._sound(segment, times[0])
+            self._synthesize(segment, signals, times, on_frames)
+        self._report.segments += 1
+        for kind, payload in segment.sections.items():
+            self._report.sections[kind.name.lower()] += len(payload)
+
+    def _synthesize(
+        self, segment: Segment, signals: Any, times: Sequence[int], on_frames: OnFrames
+    ) -> None:
+        zero = self._zero or 0
         for index, frame in enumerate(self._profile.synthesize(signals, segment, self._header)):
             number = segment.start + index
             if self._wanted.stop is not None and number >= self._wanted.stop:
                 break
             if self._wanted.holds(number):
-                length = times[index + 1] - times[index]
-                self._show(frame, times[index] - self._zero, length)
+                self._show(frame, times[index] - zero, times[index + 1] - times[index])
             self._next = max(self._next, number + 1)
             on_frames(self._report.frames, self._header.total_frames)
-        self._report.segments += 1
-        for kind, payload in segment.sections.items():
-            self._report.sections[kind.name.lower()] += len(payload)
 
     def fill_to_end(self) -> None:
         """Hold the last picture for frames that are announced but missing at the end."""

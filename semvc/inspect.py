@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
-from semvc import decoder, profiles
+from semvc import decoder, describe, profiles
 from semvc.bitstream import container
 from semvc.bitstream.container import PartFile, Segment, StreamReader
 from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
@@ -24,15 +26,15 @@ def verify_signals(source: BinaryIO) -> list[str]:
     source.seek(0)
     reader = StreamReader(source)
     decoder.check_entropy(reader.header)
-    profile = profiles.create(reader.header.profile)
     damage: list[str] = []
-    for segment in reader:
-        try:
-            decoder.unpack(profile, segment, reader.header)
-            for kind in AUDIO_SECTIONS & segment.sections.keys():
-                decode_audio(segment.sections[kind])
-        except (BitstreamError, LimitError) as error:
-            damage.append(f"segment {segment.index}: {error}")
+    with contextlib.closing(profiles.create(reader.header.profile)) as profile:
+        for segment in reader:
+            try:
+                decoder.unpack(profile, segment, reader.header)
+                for kind in AUDIO_SECTIONS & segment.sections.keys():
+                    decode_audio(segment.sections[kind])
+            except (BitstreamError, LimitError) as error:
+                damage.append(f"segment {segment.index}: {error}")
     return damage
 
 
@@ -47,18 +49,21 @@ def dump(source: BinaryIO, folder: Path, *, force: bool) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     reader = StreamReader(source)
     decoder.check_entropy(reader.header)
-    profile = profiles.create(reader.header.profile)
     sound: list[tuple[int, tuple[bytes, ...]]] = []
-    for segment in reader:
-        timing, signals = decoder.unpack(profile, segment, reader.header)
-        if timing is not None:
-            lines = "".join(f"{pts}\n" for pts in timing.pts)
-            (folder / f"{segment.index:05d}-timing.txt").write_text(lines, "ascii")
-        profile.dump(signals, segment, reader.header, folder)
-        for kind in AUDIO_SECTIONS & segment.sections.keys():
-            audio, _ = decode_audio(segment.sections[kind])
-            begin = timing.pts[0] if timing else segment.start
-            sound.append((_samples(begin, reader.header) + audio.offset, audio.packets))
+    with contextlib.closing(profiles.create(reader.header.profile)) as profile:
+        for segment in reader:
+            timing, signals = decoder.unpack(profile, segment, reader.header)
+            if timing is not None:
+                lines = "".join(f"{pts}\n" for pts in timing.pts)
+                (folder / f"{segment.index:05d}-timing.txt").write_text(lines, "ascii")
+            profile.dump(signals, segment, reader.header, folder)
+            for kind in AUDIO_SECTIONS & segment.sections.keys():
+                audio, _ = decode_audio(segment.sections[kind])
+                begin = timing.pts[0] if timing else segment.start
+                sound.append((_samples(begin, reader.header) + audio.offset, audio.packets))
+    source.seek(0)
+    account = describe.stream(container.probe(source), None, segments=True)
+    (folder / "info.json").write_text(json.dumps(account, indent=2) + "\n", "utf-8")
     if sound:
         write_packets(folder / "audio", AudioConfig.from_bytes(reader.header.audio), sound)
     return sum(1 for path in folder.iterdir() if path.is_file())
@@ -81,22 +86,16 @@ def edit(
     replace = {} if caption is None else {SectionType.CAPTION: encode_caption(Caption(caption))[0]}
     header = StreamReader(source).header
     decoder.check_entropy(header)
-    profile = profiles.create(header.profile)
-
-    def check(segment: Segment, sections: Mapping[SectionType, bytes]) -> int:
-        changed = Segment(
-            segment.index,
-            segment.start,
-            segment.frames,
-            sections,
-            0,
-            segment.offset,
-            segment.chunk_bytes,
-        )
-        return decoder.signals_check(profile, changed, header) & 0xFFFF
-
     source.seek(0)
-    with PartFile(target, force=force) as part:
+    with (
+        contextlib.closing(profiles.create(header.profile)) as profile,
+        PartFile(target, force=force) as part,
+    ):
+
+        def check(segment: Segment, sections: Mapping[SectionType, bytes]) -> int:
+            changed = dataclasses.replace(segment, sections=sections)
+            return decoder.signals_check(profile, changed, header) & 0xFFFF
+
         container.edit(
             source, part.sink, drop=kinds, replace=replace, state_check=check, sync=part.sync
         )

@@ -28,6 +28,7 @@ class Report:
     qualities: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     gaps: int = 0
+    resumed_segments: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values; bpp and kbps count the whole stream."""

@@ -60,6 +60,9 @@ class Profile(Protocol):
     def synthesize(self, signals: Any, segment: Segment, header: StreamHeader) -> Iterator[UInt8]:
         """Yield the segment's frames, uint8 [H, W, 3] full-range RGB."""
 
+    def close(self) -> None:
+        """Let go of child processes."""
+
     def dump(self, signals: Any, segment: Segment, header: StreamHeader, folder: Path) -> None:
         """Write the signals as files a person can open."""
 
