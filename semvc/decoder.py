@@ -84,7 +84,8 @@ def decode(
             player.fill_to_end()
         if not report.frames:
             raise UsageError("nothing to decode: the stream has no intact segment in that range")
-    report.bytes = reader.stream_bytes()
+    if job.start == 0 and job.duration is None:
+        report.bytes = reader.stream_bytes()
     report.gaps = len(reader.gaps)
     report.notes += [*reader.warnings, *reader.damage]
     report.video_seconds = float(report.frames / header.frame_rate)
@@ -230,6 +231,7 @@ class _Player:
             self._sound(segment, times[0])
             self._synthesize(segment, signals, times, on_frames)
         self._report.segments += 1
+        self._report.bytes += segment.chunk_bytes
         for kind, payload in segment.sections.items():
             self._report.sections[kind.name.lower()] += len(payload)
 
