@@ -15,6 +15,8 @@ MAX_QUALITY = 63.0
 TOLERANCE = 0.05  # of the whole file
 _CLOSE = 0.01  # of one segment: no further trial
 _TRIALS = 7
+_USUAL_SLOPE = 0.08  # of the logarithm of the size over quality, before trials tell
+_LEAST_SLOPE = 0.01  # taken when two trials show less
 _STREAM_BYTES = 75  # header and END
 
 T = TypeVar("T")
@@ -60,24 +62,29 @@ def search(budget: float, first: float, code: Callable[[float], tuple[int, T]]) 
     exponentially with quality, so that a secant on their logarithm finds the place.
     """
     done: dict[float, tuple[int, T]] = {}
-    quality, slope = _grid(first), 0.08
+    quality, slope = _grid(first), _USUAL_SLOPE
+    before: tuple[float, float] | None = None
     for _ in range(_TRIALS):
         done[quality] = code(quality)
-        error = math.log(max(done[quality][0], 1) / max(budget, 1.0))
+        error = _error(done[quality][0], budget)
         if abs(error) < _CLOSE:
             break
+        if before is not None:
+            slope = max((error - before[1]) / (quality - before[0]), _LEAST_SLOPE)
+        before = (quality, error)
         low = max((q for q, (size, _) in done.items() if size <= budget), default=None)
         high = min((q for q, (size, _) in done.items() if size > budget), default=None)
-        if low is not None and high is not None and high > low:
-            a, b = done[low][0], done[high][0]
-            slope = max(math.log(b / max(a, 1)) / (high - low), 1e-3)
         quality = _grid(quality - error / slope)
         if low is not None and high is not None and high > low and not low < quality < high:
             quality = _grid((low + high) / 2)
         if quality in done:
             break
-    best = min(done, key=lambda q: abs(math.log(max(done[q][0], 1) / max(budget, 1.0))))
+    best = min(done, key=lambda q: abs(_error(done[q][0], budget)))
     return Trial(best, done[best][0]), done[best][1]
+
+
+def _error(size: int, budget: float) -> float:
+    return math.log(max(size, 1) / max(budget, 1.0))
 
 
 def _grid(quality: float) -> float:
