@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from semvc import profiles
-from semvc.bitstream.container import Segment, StreamReader
+from semvc.bitstream.container import Gap, Segment, StreamReader
 from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
 from semvc.entropy import entropy_id
 from semvc.errors import BitstreamError, ModelError, UsageError
+from semvc.media.audio import sample_at
 from semvc.media.audioformat import AudioConfig
 from semvc.media.writer import OutputOptions, VideoWriter
 from semvc.pieces import PieceStore
@@ -64,6 +65,7 @@ def decode(
 ) -> Report:
     """Decode a stream into a video file or pipe.
 
+    The report's bytes are those of the whole stream, or of the segments that a range touches.
     Raises BitstreamError for damage (unless `salvage`, then `Report.gaps` counts), ModelError when
     the model is missing or another one, LimitError, UnsupportedError, ResourceError.
     """
@@ -79,16 +81,13 @@ def decode(
         writer = _open_output(target, header, job, runtime or Runtime())
         stack.push(lambda kind, *_: writer.abort() if kind else writer.close())
         player = _Player(header, profile, writer, _Range.of(header, job), report)
-        player.play_all(reader, on_frames or (lambda *_: None))
-        if job.salvage and reader.gaps:
-            player.fill_to_end()
+        player.play_all(reader, on_frames or (lambda *_: None), salvage=job.salvage)
         if not report.frames:
             raise UsageError("nothing to decode: the stream has no intact segment in that range")
     if job.start == 0 and job.duration is None:
         report.bytes = reader.stream_bytes()
-    report.gaps = len(reader.gaps)
-    report.notes += [*reader.warnings, *reader.damage]
-    report.video_seconds = float(report.frames / header.frame_rate)
+    report.notes += reader.warnings
+    report.video_seconds = float(player.ticks * _tick(header))
     report.seconds = time.monotonic() - begun
     return report
 
@@ -161,29 +160,38 @@ def _decode_signals(
     return timing, signals, check
 
 
+def _tick(header: StreamHeader) -> Fraction:
+    """The unit of a stream's times in seconds: a frame, or the time base if frames vary."""
+    return header.time_base or 1 / header.frame_rate
+
+
 @dataclass(frozen=True, slots=True)
 class _Range:
-    """Frames to show, [first, stop), by the nominal frame rate; `stop` None to the end."""
+    """What to show: frames that last beyond tick `first`; `count` ticks (None: all) from there.
+
+    The count begins with the first frame shown.
+    """
 
     first: int
-    stop: int | None
+    count: int | None
 
     @staticmethod
     def of(header: StreamHeader, job: DecodeJob) -> _Range:
-        first = int(Fraction(job.start) * header.frame_rate)
+        first = int(_exact(job.start) / _tick(header))
         if job.duration is None:
             return _Range(first, None)
-        return _Range(first, first + max(1, round(Fraction(job.duration) * header.frame_rate)))
+        return _Range(first, max(1, round(_exact(job.duration) / _tick(header))))
 
-    def holds(self, frame: int) -> bool:
-        return self.first <= frame and (self.stop is None or frame < self.stop)
 
-    def count(self, segment: Segment) -> int:
-        return sum(self.holds(segment.start + index) for index in range(segment.frames))
+def _exact(seconds: float) -> Fraction:
+    return Fraction(seconds).limit_denominator(10**6)  # 0.7 is not a little less than 0.7
 
 
 class _Player:
-    """Writes segments one after another; times begin at 0 with the first frame shown."""
+    """Writes segments one after another; times begin at 0 with the first frame shown.
+
+    `ticks` is how long the output is by now.
+    """
 
     def __init__(
         self,
@@ -196,40 +204,63 @@ class _Player:
         self._header, self._profile, self._writer = header, profile, writer
         self._audio = AudioConfig.from_bytes(header.audio) if header.audio else None
         self._wanted, self._report = wanted, report
-        self._zero: int | None = None
-        self._next = wanted.first  # frame of the stream that comes next in the output
+        self._zero = None if header.time_base else wanted.first  # tick where the output begins
+        self._next = wanted.first  # frame of the stream that comes next, if frames do not vary
         self._picture: UInt8 = np.zeros((header.height, header.width, 3), np.uint8)
+        self.ticks = 0
 
-    def play_all(self, reader: StreamReader, on_frames: OnFrames) -> None:
-        """Write every segment that the range touches."""
+    def play_all(self, reader: StreamReader, on_frames: OnFrames, *, salvage: bool) -> None:
+        """Write every segment that the range touches; with `salvage`, hold frames over gaps."""
         for segment in reader:
-            if self._wanted.stop is not None and segment.start >= self._wanted.stop:
-                break
-            if segment.start + segment.frames > self._wanted.first:
-                self.play(segment, on_frames)
+            try:
+                times = _times(segment, self._header)
+                if self._is_past(times[0]):
+                    break
+                if times[-1] > self._wanted.first:
+                    self._play(segment, times, on_frames)
+            except BitstreamError as error:
+                if not salvage:
+                    raise
+                self._report.gaps += 1
+                self._report.notes.append(str(error))
+        self._report.gaps += sum(self._touches(gap) for gap in reader.gaps)
+        if self._report.gaps and self._header.time_base is None:
+            stop = self._header.total_frames
+            if self._wanted.count is not None:
+                stop = min(stop, self._wanted.first + self._wanted.count)
+            self._hold_until(stop)
 
-    def play(self, segment: Segment, on_frames: OnFrames) -> None:
-        """Write one segment, after what is missing before it."""
-        timing, signals = unpack(self._profile, segment, self._header)
-        times = timing.pts if timing else range(segment.start, segment.start + segment.frames + 1)
-        first = max(0, self._wanted.first - segment.start)
+    def _is_past(self, tick: int) -> bool:
+        begin = self._wanted.first if self._zero is None else self._zero
+        return self._wanted.count is not None and tick >= begin + self._wanted.count
+
+    def _touches(self, gap: Gap) -> bool:
+        if self._header.time_base is not None:
+            return True  # the times went with the frames
+        stops = gap.frames is not None and gap.start + gap.frames <= self._wanted.first
+        return not stops and not self._is_past(gap.start)
+
+    def _play(self, segment: Segment, times: Sequence[int], on_frames: OnFrames) -> None:
+        _, signals = unpack(self._profile, segment, self._header)
+        first = next(i for i, end in enumerate(times[1:]) if end > self._wanted.first)
         if self._zero is None:
-            gap = 0 if timing else max(0, segment.start - self._next)
-            self._zero = times[first] - gap
-        if timing is None:
+            self._zero = times[first]
+        shown = [i for i in range(first, segment.frames) if not self._is_past(times[i])]
+        if self._header.time_base is None:
             self._hold_until(segment.start)
         if isinstance(self._writer, PieceStore):
             if self._writer.begin(segment, times[first] - self._zero):
                 self._synthesize(segment, signals, times, on_frames)
             else:
                 self._report.resumed_segments += 1
-                self._report.frames += self._wanted.count(segment)
-                self._next = segment.start + segment.frames
+                self._report.frames += len(shown)
+                self.ticks = times[shown[-1] + 1] - self._zero
             self._sound(segment, times[0])
             self._writer.end()
         else:
             self._sound(segment, times[0])
             self._synthesize(segment, signals, times, on_frames)
+        self._next = segment.start + segment.frames
         self._report.segments += 1
         self._report.bytes += segment.chunk_bytes
         for kind, payload in segment.sections.items():
@@ -240,42 +271,45 @@ class _Player:
     ) -> None:
         zero = self._zero or 0
         for index, frame in enumerate(self._profile.synthesize(signals, segment, self._header)):
-            number = segment.start + index
-            if self._wanted.stop is not None and number >= self._wanted.stop:
+            if self._is_past(times[index]):
                 break
-            if self._wanted.holds(number):
+            if times[index + 1] > self._wanted.first:
                 self._show(frame, times[index] - zero, times[index + 1] - times[index])
-            self._next = max(self._next, number + 1)
             on_frames(self._report.frames, self._header.total_frames)
 
-    def fill_to_end(self) -> None:
-        """Hold the last picture for frames that are announced but missing at the end."""
-        if self._header.time_base is None:
-            stop = self._header.total_frames
-            self._hold_until(stop if self._wanted.stop is None else min(stop, self._wanted.stop))
-
     def _hold_until(self, frame: int) -> None:
-        if self._zero is None:
-            self._zero = self._next
+        zero = self._zero or 0
         for number in range(self._next, frame):
-            self._show(self._picture, number - self._zero, 1)
+            self._show(self._picture, number - zero, 1)
         self._next = max(self._next, frame)
 
     def _show(self, frame: UInt8, pts: int, length: int) -> None:
         self._writer.write(frame, pts, length)
         self._picture = frame
         self._report.frames += 1
+        self.ticks = pts + length
 
     def _sound(self, segment: Segment, start: int) -> None:
         kind = next((k for k in segment.sections if k in AUDIO_SECTIONS), None)
         if kind is None or self._audio is None or self._zero is None:
             return
         audio, _ = decode_audio(segment.sections[kind])
-        base = self._header.time_base or 1 / self._header.frame_rate
-        begin = int((start - self._zero) * base * self._audio.rate + Fraction(1, 2)) + audio.offset
+        tick, length = _tick(self._header), self._audio.packet_samples
+        begin = sample_at((start - self._zero) * tick, self._audio.rate) + audio.offset
         packets = audio.packets
+        if self._wanted.count is not None:  # after the range: packets that begin there
+            left = sample_at(self._wanted.count * tick, self._audio.rate) - begin
+            packets = packets[: max(0, -(-left // length))]
         if begin < 0 and start < self._zero:  # before the range: whole packets are left out
-            skip = min(len(packets), -(begin // self._audio.packet_samples))
-            packets, begin = packets[skip:], begin + skip * self._audio.packet_samples
+            skip = min(len(packets), -(begin // length))
+            packets, begin = packets[skip:], begin + skip * length
         if packets:
             self._writer.write_audio(begin, packets)
+
+
+def _times(segment: Segment, header: StreamHeader) -> Sequence[int]:
+    """When the segment's frames are shown, in ticks, and when the last one ends."""
+    if SectionType.TIMING not in header.sections:
+        return range(segment.start, segment.start + segment.frames + 1)
+    payload = segment.sections.get(SectionType.TIMING, b"")
+    return decode_timing(payload, segment.frames + 1)[0].pts
