@@ -17,7 +17,6 @@ _CLOSE = 0.01  # of one segment: no further trial
 _TRIALS = 7
 _USUAL_SLOPE = 0.08  # of the logarithm of the size over quality, before trials tell
 _LEAST_SLOPE = 0.01  # taken when two trials show less
-_STREAM_BYTES = 75  # header and END
 
 T = TypeVar("T")
 

@@ -1,0 +1,210 @@
+"""Training losses against plain implementations, and the optimiser Muon."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cache import WIDTHS, write_metric_weights
+from torch import Tensor
+
+from semvc.train import losses
+from semvc.train.muon import Muon
+
+
+@pytest.fixture(scope="module")
+def perceptual(tmp_path_factory: pytest.TempPathFactory) -> losses.Perceptual:
+    return losses.Perceptual(write_metric_weights(tmp_path_factory.mktemp("metrics")))
+
+
+def frames(seed: int, batch: int = 2, side: int = 32) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.rand((batch, 3, side, side), generator=draw) * 2 - 1
+
+
+def plain_lpips(metric: losses.Perceptual, made: Tensor, true: Tensor) -> Tensor:
+    """Zhang et al. 2018, equation 1, written as it stands there."""
+    total = made.new_zeros(())
+    pairs = zip(metric.features(made), metric.features(true), metric.heads, strict=True)
+    for a, b, head in pairs:
+        a, b = (x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt() for x in (a, b))
+        total = total + (head[:, None, None] * (a - b).square()).sum(1).mean()
+    return total
+
+
+def plain_dists(metric: losses.Perceptual, made: Tensor, true: Tensor) -> Tensor:
+    """Ding et al. 2020, equations 5 to 8, written as they stand there."""
+    weight = metric.alpha.sum() + metric.beta.sum()
+    total, at = made.new_zeros(()), 0
+    levels = zip([made, *metric.features(made)], [true, *metric.features(true)], strict=True)
+    for a, b in levels:
+        alpha, beta = (p[at : at + a.shape[1]] / weight for p in (metric.alpha, metric.beta))
+        at += a.shape[1]
+        ma, mb = a.mean((2, 3)), b.mean((2, 3))
+        da, db = a - ma[..., None, None], b - mb[..., None, None]
+        va, vb, cov = ((x * y).mean((2, 3)) for x, y in ((da, da), (db, db), (da, db)))
+        texture = (2 * ma * mb + 1e-6) / (ma**2 + mb**2 + 1e-6)
+        structure = (2 * cov + 1e-6) / (va + vb + 1e-6)
+        total = total + (alpha * texture + beta * structure).sum(1).mean()
+    return 1 - total
+
+
+@pytest.mark.parametrize(("which", "plain"), [(0, plain_lpips), (1, plain_dists)])
+def test_a_perceptual_loss_equals_its_definition(
+    perceptual: losses.Perceptual, which: int, plain: object
+) -> None:
+    assert callable(plain)
+    made, true = frames(1), frames(2)
+    assert torch.allclose(perceptual(made, true)[which], plain(perceptual, made, true), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("which", "plain"), [(0, plain_lpips), (1, plain_dists)])
+def test_the_gradient_of_a_perceptual_loss_equals_its_definition(
+    perceptual: losses.Perceptual, which: int, plain: object
+) -> None:
+    assert callable(plain)
+    found, expected = (frames(1).requires_grad_(True) for _ in range(2))
+    perceptual(found, frames(2))[which].backward()
+    plain(perceptual, expected, frames(2)).backward()
+    assert found.grad is not None
+    assert expected.grad is not None
+    assert float((found.grad - expected.grad).norm() / expected.grad.norm()) < 1e-3
+
+
+def test_both_perceptual_losses_of_equal_frames_are_zero(perceptual: losses.Perceptual) -> None:
+    lpips, dists = perceptual(frames(1), frames(1))
+    assert abs(float(lpips)) < 1e-6
+    assert abs(float(dists)) < 1e-6
+
+
+def test_perceptual_losses_grow_with_the_error(perceptual: losses.Perceptual) -> None:
+    near, far = (perceptual(frames(1) + s * frames(2), frames(1)) for s in (0.1, 0.5))
+    assert 0 < near[0] < far[0]
+    assert 0 < near[1] < far[1]
+
+
+def test_features_are_taken_after_each_of_five_blocks(perceptual: losses.Perceptual) -> None:
+    shapes = [tuple(f.shape[1:]) for f in perceptual.features(frames(1))]
+    assert shapes == [(w, 32 >> i, 32 >> i) for i, w in enumerate(WIDTHS)]
+
+
+def test_the_weights_of_a_perceptual_loss_are_not_trained(perceptual: losses.Perceptual) -> None:
+    assert not any(p.requires_grad for p in perceptual.parameters())
+
+
+def moments(a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """What `_Moments` returns, by autograd's own means."""
+    x, y = (t.flatten(2) for t in (a, b))
+    sums = torch.stack([x.sum(2), y.sum(2), (x * x).sum(2), (y * y).sum(2), (x * y).sum(2)])
+    w = w[None, :, None]
+    maps = [x * x, y * y, w * x * x, w * y * y, w * x * y]
+    return sums, torch.stack([m.sum(1) for m in maps])
+
+
+def test_moments_and_their_gradient_equal_plain_sums() -> None:
+    draw = torch.Generator().manual_seed(4)
+    a, b = (torch.randn((2, 5, 6, 7), generator=draw) for _ in range(2))
+    w = torch.rand(5, generator=draw)
+    left, right = (a.clone().requires_grad_(True) for _ in range(2))
+    found, expected = losses._Moments.apply(left, b, w), moments(right, b, w)
+    seeds = [torch.randn(t.shape, generator=draw) for t in expected]
+    torch.autograd.backward(found, seeds)
+    torch.autograd.backward(expected, seeds)
+    for x, y in zip(found, expected, strict=True):
+        assert torch.allclose(x, y, atol=1e-4)
+    assert left.grad is not None
+    assert right.grad is not None
+    assert torch.allclose(left.grad, right.grad, atol=1e-4)
+
+
+def test_the_charbonnier_distance_is_nearly_the_mean_error() -> None:
+    a = frames(1)
+    assert float(losses.charbonnier(a, a)) == pytest.approx(1e-3)
+    assert float(losses.charbonnier(a, a + 0.5)) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_temporal_loss_is_zero_when_the_change_is_right() -> None:
+    now, before, error = frames(1), frames(2), frames(3)
+    right = losses.temporal(now + error, before + error, now, before)
+    assert float(right) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_temporal_loss_weighs_still_places_more() -> None:
+    true, flicker = frames(1), 0.1 * torch.ones(2, 3, 32, 32)
+    still = losses.temporal(true + flicker, true, true, true)
+    moving = losses.temporal(true + 0.5 + flicker, true, true + 0.5, true)
+    assert float(still) == pytest.approx(0.1, rel=1e-4)
+    assert float(moving) < 0.01 * float(still)
+
+
+def test_a_critic_scores_patches_at_two_scales() -> None:
+    scores = losses.Discriminator(4)(frames(1), frames(2))
+    assert [tuple(s.shape) for s in scores] == [(2, 1, 4, 4), (2, 1, 2, 2)]
+
+
+def test_a_critic_learns_to_tell_frames_apart() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        critic = losses.Discriminator(4)
+    optimiser = torch.optim.Adam(critic.parameters(), 1e-2)
+    real, made, base = F.avg_pool2d(frames(1), 5, 1, 2), frames(2), frames(3)
+    values = []
+    for _ in range(30):
+        loss = losses.hinge_critic(critic(real, base), critic(made, base))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        values.append(float(loss.detach()))
+    assert values[-1] < 0.5 * values[0]
+
+
+def test_hinge_losses_have_their_known_values() -> None:
+    real, made = [torch.tensor([0.5, 3.0])], [torch.tensor([-2.0, 1.0])]
+    assert float(losses.hinge_critic(real, made)) == pytest.approx(0.25 + 1.0)
+    assert float(losses.hinge_generator(made)) == pytest.approx(0.5)
+
+
+def updated(shape: tuple[int, ...], *, steps: int = 1) -> Tensor:
+    """What Muon at rate 1 makes of zeros, divided by its scale, [out, rest]."""
+    draw = torch.Generator().manual_seed(6)
+    p = torch.zeros(shape, requires_grad=True)
+    optimiser = Muon([p], lr=1.0)
+    for _ in range(steps):
+        with torch.no_grad():
+            p.zero_()
+        p.grad = torch.randn(shape, generator=draw)
+        optimiser.step()
+    flat = p.detach().flatten(1)
+    return flat / (0.2 * max(flat.shape) ** 0.5)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 48), (48, 16), (24, 8, 3, 3), (64, 4, 2, 2)])
+def test_an_update_of_muon_is_nearly_orthogonal(shape: tuple[int, ...]) -> None:
+    values = torch.linalg.svdvals(updated(shape))
+    assert float(values.max()) < 1.3
+    assert float(values.median()) > 0.6
+    assert float(values[:-2].min()) > 0.3
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 48), (24, 8, 3, 3)])
+def test_an_update_of_muon_has_the_promised_size(shape: tuple[int, ...]) -> None:
+    flat = updated(shape)
+    size = (0.2 * max(flat.shape) ** 0.5 * flat).square().mean().sqrt()
+    assert 0.13 < float(size) < 0.23
+
+
+def test_muon_goes_against_the_gradient() -> None:
+    p = torch.zeros(8, 8, requires_grad=True)
+    p.grad = torch.eye(8)
+    Muon([p], lr=0.1).step()
+    assert (p.detach().diagonal() < 0).all()
+
+
+def test_muon_remembers_earlier_gradients() -> None:
+    assert not torch.allclose(updated((8, 8), steps=2), updated((8, 8)), atol=0.1)
+
+
+def test_muon_leaves_what_has_no_gradient() -> None:
+    p = torch.ones(4, 4, requires_grad=True)
+    Muon([p], lr=1.0).step()
+    assert torch.equal(p, torch.ones(4, 4))
