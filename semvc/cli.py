@@ -219,7 +219,8 @@ def decode(source: Path, target: Path, **given: Any) -> int:
         report = decoder.decode(opened, output, job, runtime=runtime, on_frames=advance)
     _finish(report, given, target)
     if report.gaps:
-        _say(f"{target}: {report.gaps} gaps were filled with held frames")
+        what = "1 gap was" if report.gaps == 1 else f"{report.gaps} gaps were"
+        _say(f"{target}: {what} filled with held frames")
         return 9
     return 0
 
@@ -367,6 +368,9 @@ def _check_outputs(source: Path, target: Path, given: dict[str, Any]) -> None:
     if str(target) == "-" and sys.stdout.isatty():
         raise UsageError("refusing to write binary data to a terminal")
     arguments.check_outputs(source, target, given["report"])
+    report: Path | None = given["report"]
+    if report is not None and report.is_file() and not given["force"]:
+        raise UsageError(f"{report} exists: use --force to replace it")
 
 
 @contextlib.contextmanager

@@ -46,9 +46,9 @@ def dump(source: BinaryIO, folder: Path, *, force: bool) -> int:
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force)):
         raise UsageError(f"{folder} exists and is not empty: use --force to write into it")
-    folder.mkdir(parents=True, exist_ok=True)
     reader = StreamReader(source)
     decoder.check_entropy(reader.header)
+    folder.mkdir(parents=True, exist_ok=True)
     sound: list[tuple[int, tuple[bytes, ...]]] = []
     with contextlib.closing(profiles.create(reader.header.profile)) as profile:
         for segment in reader:

@@ -1,14 +1,18 @@
-"""Shared by all tests: no network, a small known video."""
+"""Shared by all tests: no network, small known videos and streams."""
 
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
-from scene import Scene
+from scene import Scene, Sound, beeps, write_video
+
+from semvc.encoder import EncodeJob, encode
+from semvc.types import EncodeOptions
 
 settings.register_profile("semvc", deadline=None)  # a busy machine is not a failure
 settings.load_profile("semvc")
@@ -34,3 +38,36 @@ def frames() -> Any:
 def rng() -> np.random.Generator:
     """Numbers for noise, the same in every run of one test alone."""
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MP4 of one second: 24 frames of 64 x 48, and beeps every half a second."""
+    frames = Scene(64, 48, 24).render()[0]
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    return write_video(path, frames, sound=Sound(beeps(1.0)))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MP4 of five seconds with a cut at every second, and beeps every half a second."""
+    shots = [Scene(64, 48, 24, seed=seed).render()[0] for seed in (0, 5)]
+    frames = np.concatenate((shots[0], shots[1], shots[0], shots[1], shots[0]))
+    path = tmp_path_factory.mktemp("scenes") / "scenes.mp4"
+    return write_video(path, frames, sound=Sound(beeps(5.0)))
+
+
+@pytest.fixture(scope="session")
+def stream(clip: Path) -> Path:
+    """`clip` as a stream of one segment; do not change it."""
+    path = clip.with_suffix(".svc")
+    encode(clip, path, EncodeOptions(preset=12), job=EncodeJob(deterministic=True))
+    return path
+
+
+@pytest.fixture(scope="session")
+def long_stream(scenes: Path) -> Path:
+    """`scenes` as a stream of five segments; do not change it."""
+    path = scenes.with_suffix(".svc")
+    encode(scenes, path, EncodeOptions(preset=12), job=EncodeJob(deterministic=True))
+    return path
