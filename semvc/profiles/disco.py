@@ -162,12 +162,20 @@ class Disco:
         """The base layer's input, uint8 [K, h, w, 3]; kept while a rate search tries again."""
         key = (start, self._factor, self._step)
         if self._small is None or self._small[0] != key:
-            height, width = self._base_shape(clip)
-            rows, columns = height * self._factor, width * self._factor
-            sent = clip.frames[:: self._step]
-            padded = np.stack([color.pad_to(frame, rows, columns) for frame in sent])
-            self._small = (key, color.resize(padded, height, width))
+            self._small = (key, self._shrunk(clip))
         return self._small[1]
+
+    def _shrunk(self, clip: Clip) -> UInt8:
+        height, width = self._base_shape(clip)
+        rows, columns = height * self._factor, width * self._factor
+        sent = clip.frames[:: self._step]
+        if sent.shape[1:3] == (height, width):
+            return sent
+        small = np.empty((len(sent), height, width, 3), np.uint8)
+        for index, frame in enumerate(sent):
+            padded = color.pad_to(frame, rows, columns)
+            small[index] = color.resize(padded[None], height, width)[0]
+        return small
 
     def _base_shape(self, clip: Clip) -> tuple[int, int]:
         width, height = conditioning.base_size(clip.info.width, clip.info.height, self._factor)
