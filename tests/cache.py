@@ -17,7 +17,11 @@ WIDTHS = (4, 6, 6, 8, 8)
 
 
 def write_cache(folder: Path, *, shards: int = 2, samples: int = 3) -> Path:
-    """Write shards of blurred noise in the format of `semvc.train.data`; return `folder`."""
+    """Write shards in the format of `semvc.train.data`; return `folder`.
+
+    Frames are random squares; received ones are half as bright plus 60; sketches are set where
+    red is bright, skeletons where green is, and every other sample's skeleton is meaningful.
+    """
     rng = np.random.default_rng(11)
     for number in range(shards):
         shard = folder / f"{number:05d}"
@@ -29,12 +33,12 @@ def write_cache(folder: Path, *, shards: int = 2, samples: int = 3) -> Path:
         arrays = {
             "source": source,
             "arrivals": np.concatenate([source, source[:, -1:]], 1) // 2 + 60,
-            "sketch": rng.integers(0, 2, (samples, LENGTH, SIDE // 4, SIDE // 4), np.uint8) * 255,
-            "skeleton": np.zeros((samples, LENGTH, SIDE // 4, SIDE // 4), np.uint8),
+            "sketch": (source[:, :, ::4, ::4, 0] > 127) * np.uint8(255),
+            "skeleton": (source[:, :, ::4, ::4, 1] > 127) * np.uint8(255),
             "held": np.tile(held.astype(np.uint8), (samples, 1, 1)),
             "phase": np.zeros((samples, LENGTH), np.float32),
             "settings": np.tile(np.array([50, 1, 0], np.float32), (samples, 1)),
-            "figure": np.zeros(samples, np.uint8),
+            "figure": (np.arange(samples) % 2).astype(np.uint8),
         }
         for name in FIELDS:
             np.save(shard / f"{name}.npy", arrays[name])

@@ -121,6 +121,19 @@ def test_crops_and_flips_of_source_and_base_go_together(shared: Path) -> None:
             assert torch.equal(held, levels)
 
 
+def test_crops_and_flips_of_source_and_maps_go_together(shared: Path) -> None:
+    cache = Cache([shared / "cache"])
+    for step in range(8):
+        batch = cache.batch(3, unroll=LENGTH, crop=32, key=(2, step))
+        for true, c in zip(batch.true, batch.conditioning, strict=True):
+            bright = (true[:, :2, ::4, ::4] > 0).float()
+            assert c.sketch is not None
+            assert c.skeleton is not None
+            assert torch.equal(c.sketch, bright[:, :1])
+            for skeleton, green in zip(c.skeleton, bright[:, 1:], strict=True):
+                assert skeleton.max() == 0 or torch.equal(skeleton, green)
+
+
 def test_crops_move_in_steps_of_the_largest_base_layer_grid(shared: Path) -> None:
     batch = Cache([shared / "cache"]).batch(8, unroll=1, crop=SIDE - 16, key=(3, 0))
     cells = batch.true[0].unfold(2, 8, 8).unfold(3, 8, 8)
@@ -128,6 +141,18 @@ def test_crops_move_in_steps_of_the_largest_base_layer_grid(shared: Path) -> Non
 
 
 # Steps
+
+
+def test_noise_depends_on_the_step_alone(shared: Path, tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+    stage = replace(FRAMES, one_step=1.0)
+    for steps in ((4, 5), (5,)):
+        given = trainer(shared, tmp_path)
+        given.generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for given.step in steps:
+            given.update(stage, 0)
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[1], seen[2])
 
 
 def test_the_loss_falls_on_one_batch(shared: Path, tmp_path: Path) -> None:
