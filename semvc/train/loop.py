@@ -233,6 +233,7 @@ def export(checkpoint: Path, path: Path) -> None:
     label = "average."
     tensors = {n[len(label) :]: t for n, t in load_file(checkpoint).items() if n.startswith(label)}
     save_file({n: t.half().contiguous() for n, t in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def _split(network: Generator) -> tuple[list[Tensor], list[Tensor]]:
