@@ -29,13 +29,13 @@ Int16 = npt.NDArray[np.int16]
 
 MAX_SCALE = 16
 MAX_STEP = 64
-MAX_PIXELS = 1 << 24  # map pixels of one segment
+MAX_PIXELS = 1 << 22  # map pixels of one segment: seconds of work, whatever the payload's size
 MEMORY = 1023
 FAMILY_SIZES = (4096, 8192, 8192, RIDGES * LEVELS * RIDGES * 32)
 SELECTORS = 4 * RIDGES
 _PAD = REACH + 3
 _LAG = 4 * (REACH + 1) + 1  # waves between a map and the next: all it may look at is then known
-_HEADER_SYMBOLS = 4
+_HEADER_SYMBOLS = 2
 _NEAR = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
 _FAR = ((0, -2), (-1, -2), (-1, 2), (-2, -1), (-2, 0), (-2, 1))
 _AROUND = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1))
@@ -99,6 +99,8 @@ def code_sketch(coder: SymbolCoder, sketch: Sketch | None, frame: SketchFrame) -
     if sketch is not None and sketch.maps.shape != shape:
         raise ValueError(f"maps must be {shape} for this segment, not {sketch.maps.shape}")
     if shape[0] * shape[1] * shape[2] > MAX_PIXELS:
+        if sketch is not None:
+            raise ValueError(f"a sketch of {shape} has more than {MAX_PIXELS} pixels")
         raise BitstreamError(f"a sketch has more than {MAX_PIXELS} pixels", section="SKETCH")
     guide = build_guide(frame.base, frame.base_step, shape, step)
     mixer = BitMixer(*start_state(), memory=MEMORY)
