@@ -111,6 +111,11 @@ def _vectors() -> dict[str, Vector]:
             _clip(64, 64, 96),
             {"step": 4, "sketch": True, "segment_seconds": 6.0, "quality": 20.0},
         ),
+        "everything": Vector(
+            "all sections in one tiny stream",
+            _clip(32, 32, 12, times=_jitter(12), sound=Sound(beeps(0.5))),
+            {**both, "factor": 1, "step": 2, "skeleton": _people(12), "quality": 20.0},
+        ),
         "single": Vector(
             "the smallest picture, a single frame", _clip(16, 16, 1), {"quality": 0.0}
         ),

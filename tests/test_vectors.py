@@ -119,11 +119,11 @@ def test_the_comparer_lets_colors_differ_a_little() -> None:
 
 def test_every_prefix_of_the_smallest_vector_is_refused_quickly() -> None:
     raw = smallest()
-    begun = time.perf_counter()
+    begun = time.process_time()
     for size in range(len(raw)):
         with pytest.raises(BitstreamError):
             list(StreamReader(io.BytesIO(raw[:size])))
-    assert time.perf_counter() - begun < 0.05 * len(raw)
+    assert time.process_time() - begun < 0.05 * len(raw)
 
 
 def test_every_flipped_bit_of_the_smallest_vector_is_noticed() -> None:
@@ -145,7 +145,7 @@ def flips(data: bytes, step: int) -> list[bytes]:
     return [bytes(damaged) for damaged in found]
 
 
-@pytest.mark.parametrize(("name", "step"), [("variable", 3), ("controlled", 97), ("odd", 5)])
+@pytest.mark.parametrize(("name", "step"), [("variable", 3), ("controlled", 193), ("odd", 5)])
 def test_a_flipped_bit_that_no_checksum_covers_fails_the_state_check(
     name: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
