@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "decode", "encode", "probe"]
 
-_HOMES = {"encode": "semvc.encoder", "decode": "semvc.decoder", "probe": "semvc.bitstream.container"}
+_HOMES = {
+    "encode": "semvc.encoder",
+    "decode": "semvc.decoder",
+    "probe": "semvc.bitstream.container",
+}
 
 
 def __getattr__(name: str) -> Any:
