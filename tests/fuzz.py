@@ -1,7 +1,8 @@
-"""Fuzzes the container for some minutes: `python tests/fuzz.py [minutes] [seed]` (make fuzz).
+"""Fuzzes container and signals for some minutes: `python -m tests.fuzz [minutes] [seed]`.
 
-Starts from the streams in tests/corpus and from samples, damages them or builds hostile ones, and
-checks what must hold for any bytes. A failure is shrunk and saved to tests/corpus/regressions.
+Starts from the golden vectors, the streams in tests/corpus and samples, damages them or builds
+hostile ones, and checks what must hold for any bytes. A failure is shrunk and saved to
+tests/corpus/regressions, where tests/test_hostile.py tries it again for ever.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ import random
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # also when run as a module of the repository
+
+from hostile import SLOW, check_signals, hostile_signals, signal_seeds
 from oracles import check_damaged, check_hostile
 from strategies import golden, hostile_stream, keys, mutate
 
 from semvc.errors import SemvcError
+from semvc.profiles.disco import Disco
 
 CORPUS = Path(__file__).parent / "corpus"
-SLOW = 1.0  # seconds that no input may take
 
 Check = Callable[[bytes], None]
 
@@ -42,12 +48,12 @@ def seeds() -> list[tuple[bytes, Check]]:
 
 def fails(check: Check, data: bytes) -> bool:
     """True if the check fails or takes too long."""
-    begun = time.perf_counter()
+    begun = time.process_time()
     try:
         check(data)
     except Exception:
         return True
-    return time.perf_counter() - begun > SLOW
+    return time.process_time() - begun > SLOW
 
 
 def shrink(check: Check, data: bytes) -> bytes:
@@ -81,21 +87,31 @@ def report(check: Check, data: bytes) -> None:
 def main() -> int:
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 32)
-    rng, sources, count, failures = random.Random(seed), seeds(), 0, 0
+    rng, sources, failures = random.Random(seed), seeds(), 0
+    inputs: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     print(f"seed {seed}, {len(sources)} streams, {minutes:g} minutes")
     end = time.monotonic() + 60 * minutes
-    while time.monotonic() < end and failures < 10:
-        if rng.random() < 0.5:
-            raw, check = rng.choice(sources)
-            data = mutate(raw, rng)
-        else:
-            data, check = hostile_stream(rng), check_hostile
-            data = mutate(data, rng) if rng.random() < 0.2 else data
-        count += 1
-        if fails(check, data):
-            failures += 1
-            report(check, data)
-    print(f"{count} inputs, {failures} failures")
+    with closing(Disco()) as profile:
+
+        def check_wild(data: bytes) -> None:
+            outcomes.update(check_signals(data, profile) or ["intact"])
+
+        while time.monotonic() < end and failures < 10:
+            kind = rng.choice(("damaged", "hostile", "signals", "signals"))
+            if kind == "damaged":
+                raw, check = rng.choice(sources)
+                data = mutate(raw, rng)
+            elif kind == "hostile":
+                data, check = hostile_stream(rng), check_hostile
+                data = mutate(data, rng) if rng.random() < 0.2 else data
+            else:
+                data, check = hostile_signals(rng.choice(signal_seeds()), rng), check_wild
+            inputs[kind] += 1
+            if fails(check, data):
+                failures += 1
+                report(check, data)
+    print(f"{dict(inputs)} inputs, {failures} failures; signals: {dict(outcomes)}")
     return 1 if failures else 0
 
 
