@@ -29,7 +29,7 @@ def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
 def write_packets(stem: Path, config: AudioConfig, runs: Iterable[tuple[int, Packets]]) -> Path:
     """Write sound as STEM.opus (Opus) or STEM.mka (others); each run begins at a sample."""
     suffix, kind = (".opus", "ogg") if config.codec == AudioCodec.OPUS else (".mka", "matroska")
-    path = stem.with_suffix(suffix)
+    path = stem.with_name(stem.name + suffix)
     with av.open(str(path), "w", format=kind) as container:
         muxer = AudioMuxer(container, config)
         for start, packets in runs:

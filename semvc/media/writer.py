@@ -34,7 +34,7 @@ NOTE = "semantic reconstruction by semvc, not camera pixels"
 _FORMATS = {
     ".mp4": "mp4",
     ".m4v": "mp4",
-    ".mov": "mov",
+    ".mov": "mp4",  # FFmpeg's MOV cannot hold Opus; players tell the two apart by content
     ".mkv": "matroska",
     ".webm": "webm",
 }
@@ -114,6 +114,7 @@ class VideoWriter:
         self._scaler = VideoReformatter()
         self._held: tuple[av.VideoFrame, int, int | None] | None = None
         self._durations: dict[int, int] = {}
+        self._frames = 0
         self._begin: tuple[int, int] | None = None  # first pts and dts
         self._last: av.Packet[av.VideoStream] | None = None
         self._stack = contextlib.ExitStack()
@@ -193,10 +194,10 @@ class VideoWriter:
         if kind is None or (kind == "webm" and options.codec != "av1"):
             known = ".webm (av1 only)" if kind else ", ".join(_FORMATS)
             raise UsageError(f"{target}: {options.codec} goes into {known}")
-        if options.codec == "ffv1" and kind == "mov":
+        if options.codec == "ffv1" and target.suffix.lower() == ".mov":
             raise UsageError(f"{target}: ffv1 goes into .mkv or .mp4")
         self._part = self._stack.enter_context(PartFile(target, force=options.force))
-        flags = {"movflags": _MOVFLAGS["file"]} if kind in ("mp4", "mov") else {}
+        flags = {"movflags": _MOVFLAGS["file"]} if kind == "mp4" else {}
         path = f"file:{self._part.part_path.absolute()}"
         with self._errors():
             return av.open(path, "w", format=kind, container_options=flags)
@@ -223,14 +224,17 @@ class VideoWriter:
             context.color_primaries, context.color_trc = info.color.primaries, info.color.transfer
             context.colorspace = info.color.matrix
             context.color_range = 2 if info.color.full_range else 1
-        if codec.tag and self._container.format.name in ("mp4", "mov"):
+        if codec.tag and self._container.format.name == "mp4":
             context.codec_tag = codec.tag
         return stream
 
     def _encode(self, picture: av.VideoFrame | None, pts: int, duration: int) -> None:
         self._durations[pts] = duration
+        self._frames += picture is not None
         with self._errors():
             for packet in self._stream.encode(picture):
+                if self._frames <= 2:
+                    packet.dts = packet.pts  # x265 gives none that is valid for one or two frames
                 if packet.pts is None or packet.dts is None:
                     raise MediaError("the encoder lost a time")
                 packet.duration = self._durations.pop(packet.pts, packet.duration or 0)
@@ -259,9 +263,7 @@ class VideoWriter:
         packet, begin = self._last, self._begin
         if packet is None or begin is None or packet.pts is None or packet.dts is None:
             return
-        if self._container.format.name in ("mp4", "mov") and (
-            packet.pts + (packet.duration or 0) < end
-        ):
+        if self._container.format.name == "mp4" and (packet.pts + (packet.duration or 0) < end):
             packet.duration = max(1, end - begin[0] - (packet.dts - begin[1]))
         with self._errors():
             self._container.mux(packet)
