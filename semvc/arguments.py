@@ -102,8 +102,10 @@ class _Text(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
         if self._files and text.startswith("@"):
             text = _read_text(Path(text[1:])).strip()
         try:
+            if any("\udc80" <= c <= "\udcff" for c in text):  # bytes unknown to the locale
+                text = os.fsencode(text).decode("utf-8")
             size = len(text.encode("utf-8"))
-        except UnicodeEncodeError:
+        except UnicodeError:
             self.fail("it is not valid UTF-8.", param, ctx)
         if size > self._most:
             self.fail(f"{size} bytes are too many, at most {self._most}.", param, ctx)
@@ -182,7 +184,13 @@ _ENCODE = (
         type=click.Choice(["1", "2", "4", "8"]),
         help="Send every STEP-th frame; by content.",
     ),
-    click.option("--segment-seconds", type=_Number(0.5, 10), default=4.5, show_default=True),
+    click.option(
+        "--segment-seconds",
+        type=_Number(0.5, 10),
+        default=4.5,
+        show_default=True,
+        help="Longest segment; cuts end one sooner.",
+    ),
     click.option(
         "--preset",
         type=click.IntRange(0, 12),
@@ -252,6 +260,7 @@ _DECODE = (
         type=click.Choice(["h264", "hevc", "av1", "ffv1"]),
         default="h264",
         show_default=True,
+        help="Of the rebuilt video; ffv1 loses nothing.",
     ),
     click.option(
         "--output-quality",
@@ -266,6 +275,7 @@ _DECODE = (
         type=click.Choice(["auto", "float32", "bfloat16"]),
         default="auto",
         show_default=True,
+        help="Precision of the generator.",
     ),
     _MODELS_DIR,
 )

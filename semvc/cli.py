@@ -412,7 +412,11 @@ def _progress(verb: str, given: dict[str, Any]) -> Iterator[Callable[[int, int],
 def _finish(report: Any, given: dict[str, Any], target: Path) -> None:
     row = report.to_json()
     if given["report"] is not None:
-        given["report"].write_text(json.dumps(row, indent=2) + "\n", "utf-8")
+        try:
+            given["report"].write_text(json.dumps(row, indent=2) + "\n", "utf-8")
+        except OSError as error:
+            message = f"{target} is complete, but not {given['report']}: {error.strerror}"
+            raise ResourceError(message) from error
     if given["as_json"]:
         click.echo(json.dumps(row))
     elif not given["quiet"]:
