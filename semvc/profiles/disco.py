@@ -32,6 +32,7 @@ from semvc.signals.edges import extract_edges
 from semvc.signals.skeleton import MAX_STEP as SKELETON_STEP
 from semvc.signals.skeleton import UNITS, Skeleton, decode_skeleton, encode_skeleton
 from semvc.signals.sketch import (
+    MAX_PIXELS,
     MAX_SCALE,
     MAX_STEP,
     Sketch,
@@ -193,6 +194,12 @@ class Disco:
             skeleton, check = decode_skeleton(payload, segment.frames, check)
         if SectionType.BASE_AV1 not in segment.sections or header.base_size is None:
             raise BitstreamError("the segment has no base layer", section="BASE_AV1")
+        if conditioning.factor_of((header.width, header.height), header.base_size) is None:
+            raise BitstreamError(
+                f"a base layer of {header.base_size} for a picture of"
+                f" {header.width}x{header.height}",
+                section="BASE_AV1",
+            )
         payload = segment.sections[SectionType.BASE_AV1]
         base, _ = decode_base_layer(payload, header.sequence_header)
         count = base.coded_frames(segment.frames)
@@ -268,9 +275,7 @@ class Disco:
 
 def _conditions(signals: Signals, segment: Segment, header: StreamHeader) -> SegmentConditions:
     size = (header.width, header.height)
-    factor = conditioning.factor_of(size, header.base_size or size)
-    if factor is None:
-        raise BitstreamError(f"a base layer of {header.base_size} for a picture of {size}")
+    factor = conditioning.factor_of(size, header.base_size or size) or 1  # `unpack` has checked it
     points, visible = _held_skeleton(signals.skeleton, segment.frames)
     return SegmentConditions(
         width=header.width,
@@ -311,7 +316,10 @@ def _sketch(clip: Clip, frame: SketchFrame) -> Sketch:
     rate = float(clip.info.frame_rate or 24)
     step = min(MAX_STEP, max(1, round(rate / _SKETCHES_PER_SECOND)))
     scale = min(MAX_SCALE, max(1, round(min(frame.height, frame.width) / _SKETCH_SIDE)))
-    _, height, width = frame.shape(step, scale)
+    count, height, width = frame.shape(step, scale)
+    while count * height * width > MAX_PIXELS and step < MAX_STEP:
+        step += 1
+        count, height, width = frame.shape(step, scale)
     luma = (clip.frames[::step] @ np.array([0.2126, 0.7152, 0.0722], np.float32)).astype(np.uint8)
     return Sketch(extract_edges(luma, (height, width), density=_SKETCH_DENSITY), step, scale)
 
