@@ -102,8 +102,10 @@ class _Text(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
         if self._files and text.startswith("@"):
             text = _read_text(Path(text[1:])).strip()
         try:
+            if any("\udc80" <= c <= "\udcff" for c in text):  # bytes unknown to the locale
+                text = os.fsencode(text).decode("utf-8")
             size = len(text.encode("utf-8"))
-        except UnicodeEncodeError:
+        except UnicodeError:
             self.fail("it is not valid UTF-8.", param, ctx)
         if size > self._most:
             self.fail(f"{size} bytes are too many, at most {self._most}.", param, ctx)
