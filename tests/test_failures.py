@@ -144,7 +144,8 @@ def is_alive(number: str) -> bool:
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip that takes a second or more to encode or decode."""
-    frames = np.concatenate([Scene(320, 240, 24, seed=seed).render()[0] for seed in (0, 5)] * 3)
+    shots = [Scene(320, 240, 8, seed=seed).render()[0].repeat(3, axis=0) for seed in (0, 5)]
+    frames = np.concatenate(shots * 3)
     return write_video(tmp_path_factory.mktemp("larger") / "a.mp4", frames)
 
 
@@ -155,6 +156,7 @@ def larger_stream(larger: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["encode", "decode"])
 def test_signals_leave_nothing_behind(
@@ -174,7 +176,7 @@ def test_signals_leave_nothing_behind(
         child.send_signal(number)
         if attempt == 2:
             child.send_signal(number)  # impatient
-        out, err = child.communicate(timeout=30)
+        out, err = child.communicate(timeout=20)  # less than the longest watchdog
         wait_until(lambda: not any(map(is_alive, family)), 5)  # noqa: B023
         if child.returncode == 0:  # it was quicker
             target.unlink()
@@ -186,6 +188,7 @@ def test_signals_leave_nothing_behind(
     assert stopped
 
 
+@pytest.mark.slow
 def test_keep_partial_keeps_what_is_finished(larger: Path, tmp_path: Path) -> None:
     target = tmp_path / "a.svc"
     part = tmp_path / "a.svc.part"

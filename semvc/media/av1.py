@@ -149,8 +149,9 @@ class SegmentDecoder:
         request = av1_child.REQUEST.pack(columns, rows, frames, len(packets), memory, seconds)
         in_step = False
         watchdog = threading.Timer(_DEADLINE + 2 * seconds, self._child.kill)
-        watchdog.start()
+        watchdog.daemon = True  # a signal may come while it starts; nobody shall wait for it then
         try:
+            watchdog.start()
             _exchange(self._child, request, packets, planes)
             in_step = True
         except av1_child.DecodeFault as fault:
