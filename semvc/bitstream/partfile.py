@@ -34,6 +34,7 @@ class PartFile:
         self.path = path
         self.part_path = path.with_name(path.name + ".part")
         self._force, self._resume, self._keep = force, resume, keep_partial or resume
+        self._fresh = False
         self.sink: io.FileIO
 
     def __enter__(self) -> PartFile:
@@ -42,6 +43,12 @@ class PartFile:
             self._open()
         except OSError as error:
             raise ResourceError(f"cannot write {self.part_path}: {error.strerror}") from error
+        except SemvcError:
+            raise
+        except BaseException:  # a signal
+            if self._fresh:
+                self._remove()
+            raise
         return self
 
     def __exit__(
@@ -52,7 +59,13 @@ class PartFile:
     ) -> None:
         """Publish, keep or remove the part."""
         if error is None:
-            self._publish()
+            try:
+                self._publish()
+            except SemvcError:
+                raise  # the part is whole, and the message says where
+            except BaseException:  # a signal
+                self._remove()
+                raise
             return
         kept = self._keeps(error)
         if not kept:
@@ -73,7 +86,7 @@ class PartFile:
         if self.path.exists() and not self.path.is_file():
             raise UsageError(f"{self.path} is a device or a pipe, not a file that can be replaced")
         while True:
-            fresh = self._try_open()
+            fresh = self._fresh = self._try_open()
             try:
                 fcntl.flock(self.sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

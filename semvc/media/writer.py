@@ -167,7 +167,7 @@ class VideoWriter:
         """Finish the file and put it in its place."""
         try:
             self._finish()
-        except (MediaError, ResourceError):
+        except BaseException:  # also a signal
             self.abort()
             raise
         self._stack.close()
