@@ -7,6 +7,7 @@ import resource
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from semvc.bitstream.headers import AUDIO_SECTIONS
@@ -56,5 +57,14 @@ class Report:
 
 
 def _peak_memory() -> int:
+    """Largest resident size of this process in bytes.
+
+    Linux keeps `ru_maxrss` across exec, so that a large parent would be counted; VmHWM is our own.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text("ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
