@@ -169,10 +169,9 @@ def test_hdr_is_mapped_to_sdr_and_says_so(tmp_path: Path, frames: Any, transfer:
     path = write_video(
         tmp_path / "a.mp4",
         frames[:2],
-        codec="libx265",
+        codec="libx264",  # x265 is not safe with pictures this small
         pixels="yuv420p10le",
         tags=tags,
-        options={"x265-params": "log-level=none"},
     )
     info, got, _ = read(path)
     assert "HDR" in info.notes[0]
