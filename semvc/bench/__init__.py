@@ -1,0 +1,1 @@
+"""Rate and quality measured on whole files, beside conventional encoders."""
