@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from cache import WIDTHS, write_metric_weights
 from torch import Tensor
 
+from semvc.media import color
 from semvc.train import losses
 from semvc.train.muon import Muon
 
@@ -208,3 +210,25 @@ def test_muon_leaves_what_has_no_gradient() -> None:
     p = torch.ones(4, 4, requires_grad=True)
     Muon([p], lr=1.0).step()
     assert torch.equal(p, torch.ones(4, 4))
+
+
+def test_displayed_frames_are_those_of_8_bit_video_and_pass_gradients_on() -> None:
+    random = np.random.default_rng(5)
+    coarse = random.integers(0, 256, (1, 6, 6, 3), dtype=np.uint8)
+    frames = color.resize(coarse, 48, 48)
+    shown = color.yuv420_to_rgb(color.rgb_to_yuv420(frames)).astype(np.float32)
+    x = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1).requires_grad_()
+    y = losses.displayed(x)
+    got = ((y.detach() + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    assert np.abs(got.clip(0, 255) - shown).mean() < 0.5
+    y.sum().backward()
+    assert x.grad is not None
+    assert float(x.grad.mean()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_displayed_grey_lies_on_the_219_steps_of_limited_range() -> None:
+    levels = torch.linspace(-1, 1, 2048).reshape(1, 1, 32, 64).repeat(1, 3, 1, 1)
+    shown = losses.displayed(levels)
+    steps = (shown[0, 1] + 1) * 109.5
+    assert float((steps - steps.round()).abs().max()) < 1e-2
+    assert len(steps.round().unique()) == 220

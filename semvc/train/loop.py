@@ -118,16 +118,16 @@ class Trainer:
         batch = self.cache.batch(stage.batch, unroll=stage.unroll, crop=stage.crop, key=key)
         draw = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
         batch = _to(batch, self.device)
-        made = self._unroll(stage, batch, draw)
+        made = [losses.displayed(m.float()) for m in self._unroll(stage, batch, draw)]
         true = torch.cat(batch.true)
-        x = torch.cat(made).float()
+        x = torch.cat(made)
         values = {"charbonnier": losses.charbonnier(x, true)}
         if stage.lpips or stage.dists:
             values["lpips"], values["dists"] = self.perceptual(x, true)
         if stage.temporal and stage.unroll > 1:
             pairs = zip(made[1:], made, batch.true[1:], batch.true, strict=False)
             values["temporal"] = torch.stack(
-                [losses.temporal(a.float(), b.float(), c, d) for a, b, c, d in pairs]
+                [losses.temporal(a, b, c, d) for a, b, c, d in pairs]
             ).mean()
         base = torch.cat([c.base[:, 3:6] for c in batch.conditioning])
         if stage.adversarial:

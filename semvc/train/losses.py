@@ -28,6 +28,31 @@ def temporal(now: Tensor, before: Tensor, true_now: Tensor, true_before: Tensor)
     return (weight * ((now - before) - change).abs()).mean()
 
 
+def displayed(frames: Tensor) -> Tensor:
+    """Return frames [B, 3, H, W] in [-1, 1] as 8-bit 4:2:0 video shows them (even H and W).
+
+    BT.709, limited range, chroma sited in the middle. Rounding passes gradients on unchanged
+    (straight-through, Bengio et al. 2013), so that a network learns to leave flat areas flat.
+    """
+    kr, kb = 0.2126, 0.0722
+    red, green, blue = frames.unbind(1)
+    luma = kr * red + (1 - kr - kb) * green + kb * blue
+    colour = F.avg_pool2d(
+        torch.stack([(blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)], 1), 2
+    )
+    luma = (_rounded(luma * 109.5 + 125.5) - 125.5) / 109.5
+    colour = _rounded(colour * 112) / 112
+    colour = F.interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False)
+    blue = luma + colour[:, 0] * (2 - 2 * kb)
+    red = luma + colour[:, 1] * (2 - 2 * kr)
+    green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+    return torch.stack([red, green, blue], 1)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x + (x.round() - x).detach()
+
+
 class Perceptual(nn.Module):
     """LPIPS (Zhang et al. 2018) and DISTS (Ding et al. 2020) on one pass of VGG16.
 
