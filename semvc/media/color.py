@@ -99,17 +99,18 @@ def rgb_to_yuv420(frames: UInt8) -> Planes:
 def yuv420_to_rgb(planes: Planes) -> UInt8:
     """Return full-range RGB uint8 [T, H, W, 3]; the inverse of `rgb_to_yuv420`.
 
-    Chroma is interpolated linearly; values outside the nominal range are clipped.
+    Samples are first rounded to 8 bits: flat areas then get the even steps of 8-bit video, where
+    10 bits would leave a faint dither. Chroma is interpolated linearly; values outside the nominal
+    range are clipped.
     """
     y, u, v = planes
     count, h, w = y.shape
     out = np.empty((count, h, w, 3), np.uint8)
-    scale = 255 / (1 << (BASE_BITS - 8))
     kg = 1 - _KR - _KB
     for t in range(count):
-        luma = (y[t].astype(np.float32) - np.float32(64)) * np.float32(scale / 219)
+        luma = (_to_8_bits(y[t]) - np.float32(16)) * np.float32(255 / 219)
         cb, cr = (
-            (_double(p[t].astype(np.float32))[:h, :w] - np.float32(512)) * np.float32(scale / 112)
+            (_double(_to_8_bits(p[t]))[:h, :w] - np.float32(128)) * np.float32(255 / 112)
             for p in (u, v)
         )
         red = luma + cr * np.float32(1 - _KR)
@@ -118,6 +119,11 @@ def yuv420_to_rgb(planes: Planes) -> UInt8:
         for channel, plane in enumerate((red, green, blue)):
             out[t, ..., channel] = _to_dtype(plane, np.dtype(np.uint8))
     return out
+
+
+def _to_8_bits(plane: UInt16) -> Float32:
+    """Round 10-bit samples to the 8-bit scale, halves to even."""
+    return np.rint(plane.astype(np.float32) / np.float32(1 << (BASE_BITS - 8)))
 
 
 def picture_color(picture: av.VideoFrame) -> ColorInfo:
