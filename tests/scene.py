@@ -24,7 +24,8 @@ WALL, FLOOR = 5.0, 1.0  # depth of the wall and height of the floor below the ca
 class Scene:
     """`frames` pictures of `width` x `height` at `fps`; `seed` chooses textures and paths.
 
-    `pan` is the camera's turn per second in radians, `dolly` its way forward per second.
+    `pan` is the camera's turn per second in radians, `dolly` its way forward per second, `shake`
+    how far it trembles by hand, in radians and lengths. `focal` is in picture widths.
     """
 
     width: int = 96
@@ -35,10 +36,12 @@ class Scene:
     pan: float = 0.05
     dolly: float = 0.3
     balls: int = 2
+    shake: float = 0.0
+    focal: float = 0.9
 
     def intrinsics(self) -> tuple[float, float, float, float]:
         """Focal lengths and centre (fx, fy, cx, cy) in luma samples."""
-        return 0.9 * self.width, 0.9 * self.width, self.width / 2, self.height / 2
+        return self.focal * self.width, self.focal * self.width, self.width / 2, self.height / 2
 
     def poses(self) -> Array:
         """Camera to world, float64 [T, 4, 4], axes right, down, forward."""
@@ -47,7 +50,33 @@ class Scene:
         cos, sin = np.cos(self.pan * seconds), np.sin(self.pan * seconds)
         poses[:, 0, 0], poses[:, 0, 2], poses[:, 2, 0], poses[:, 2, 2] = cos, sin, -sin, cos
         poses[:, 2, 3] = self.dolly * seconds
+        if self.shake:
+            self._tremble(poses, seconds)
         return poses
+
+    def _tremble(self, poses: Array, seconds: Array) -> None:
+        rng = np.random.default_rng(self.seed + 2)
+        swing = np.zeros((len(seconds), 6))
+        for hertz in (0.4, 0.9, 1.7):  # as hands do: slow and wide, quick and small
+            phase = rng.uniform(0, 2 * np.pi, 6)
+            angle = 2 * np.pi * hertz * seconds[:, None] + phase
+            swing += (np.sin(angle) - np.sin(phase)) * rng.uniform(0.3, 0.6, 6) * 0.4 / hertz
+        a, b, c = (self.shake * swing[:, :3]).T
+        for axis, (i, j) in zip((a, b, c), ((1, 2), (2, 0), (0, 1)), strict=True):
+            turn = np.tile(np.eye(3), (len(seconds), 1, 1))
+            turn[:, i, i] = turn[:, j, j] = np.cos(axis)
+            turn[:, i, j], turn[:, j, i] = -np.sin(axis), np.sin(axis)
+            poses[:, :3, :3] = poses[:, :3, :3] @ turn
+        poses[:, :3, 3] += 3 * self.shake * swing[:, 3:]
+
+    def room_depth(self, t: int) -> Array:
+        """Depth along the viewing axis in frame `t` without the balls, float64 [H, W]."""
+        fx, fy, cx, cy = self.intrinsics()
+        x, y = np.meshgrid(np.arange(self.width) + 0.5, np.arange(self.height) + 0.5)
+        local = np.stack(((x - cx) / fx, (y - cy) / fy, np.ones_like(x)), -1)
+        pose = self.poses()[t]
+        depth: Array = self._room(local @ pose[:3, :3].T, pose[:3, 3])[1]
+        return depth
 
     def centres(self) -> Array:
         """Ball centres in the world, float64 [T, balls, 3]; their radius is 0.5."""

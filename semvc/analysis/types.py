@@ -7,8 +7,9 @@ Conventions, the same everywhere in the package:
 - The first frame is the world: its rotation is the identity and its translation zero.
 - Lengths are in units of the first frame's median scene depth; a path of a camera that only turns
   has zero translations, and its depths are all 1.
-- Picture coordinates are continuous: sample (row 0, column 0) covers [0, 1) x [0, 1), its centre is
-  (0.5, 0.5). Pixels are square. The focal length is in picture widths, so that it holds at any size.
+- Picture coordinates are continuous: sample (row 0, column 0) covers [0, 1) x [0, 1), its centre
+  is (0.5, 0.5). Pixels are square. The focal length is in picture widths, so that it holds at any
+  size.
 """
 
 from __future__ import annotations
@@ -64,7 +65,12 @@ class CameraPath:
 
     def positions(self) -> Float64:
         """Return where the camera stands in the world, float64 [T, 3]."""
-        return -np.einsum("tji,tj->ti", self.rotations, self.translations)
+        places: Float64 = -np.einsum("tji,tj->ti", self.rotations, self.translations)
+        return places
+
+    def pose(self, frame: int) -> Float64:
+        """Return [rotation | translation] of a frame, float64 [3, 4], as `nets.warp` takes it."""
+        return np.concatenate((self.rotations[frame], self.translations[frame][:, None]), 1)
 
 
 @dataclass(frozen=True, slots=True)
