@@ -113,7 +113,7 @@ class Generator(nn.Module):
         x = self.stem(torch.cat([stacked, sketch, skeleton], 1))
         if memory is not None:
             x = x + self.stem_previous(F.pixel_unshuffle(memory.frame, PATCH))
-        e = self._embedding(timestep, c, memory is not None).to(x.dtype)
+        e = self.embedded(timestep, c, has_memory=memory is not None).to(x.dtype)
         top = self.enc_top(x, e)
         x = self.down_middle(top)
         if memory is not None:
@@ -126,7 +126,8 @@ class Generator(nn.Module):
         frame = c.base[:, 3:6] + F.pixel_shuffle(self.head(x), PATCH)
         return frame, Memory(frame, features)
 
-    def _embedding(self, timestep: Tensor, c: Conditioning, has_memory: bool) -> Tensor:
+    def embedded(self, timestep: Tensor, c: Conditioning, *, has_memory: bool) -> Tensor:
+        """Return the embedding [B, E] of the noise level and of all that is not a picture."""
         half = self.embedding // 2
         rate = torch.exp(
             torch.arange(half, device=timestep.device, dtype=torch.float32)
@@ -150,7 +151,7 @@ class Generator(nn.Module):
         return self.embed(features.to(self.stem.weight.dtype))
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Residual block of two 3x3 convolutions, modulated by the embedding between them."""
 
     def __init__(self, channels: int, embedding: int) -> None:
@@ -162,6 +163,7 @@ class _Block(nn.Module):
         nn.init.zeros_(cast(Tensor, self.second.bias))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """Return [B, C, h, w] of the same; `e` is the embedding [B, E]."""
         scale, shift = self.modulation(F.silu(e))[:, :, None, None].chunk(2, 1)
         h = self.first(F.silu(x))
         h = torch.addcmul(h + shift, h, scale)
@@ -171,7 +173,7 @@ class _Block(nn.Module):
 class _Stage(nn.Module):
     def __init__(self, channels: int, depth: int, embedding: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Block(channels, embedding) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(channels, embedding) for _ in range(depth))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         for block in self.blocks:

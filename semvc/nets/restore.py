@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from semvc.errors import ResourceError
 from semvc.nets import conditioning, noise, schedule
 from semvc.nets.conditioning import SegmentConditions
-from semvc.nets.generator import PATCH, STRIDE, Conditioning, Generator, Memory
+from semvc.nets.folded import (
+    FoldedGenerator,
+    FrameInputs,
+    PatchMemory,
+    Settings,
+    from_patches,
+    to_patches,
+)
+from semvc.nets.generator import PATCH, STRIDE, Generator
 
 UInt8 = npt.NDArray[np.uint8]
 _FRAME_NOISE = 0  # noise purpose: the sample that every frame of a segment starts from
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """A received frame as patches [h, w, 48]: `codes` are uint8, `values` in [-1, 1]."""
+
+    codes: Tensor
+    values: Tensor
 
 
 class Restorer:
@@ -25,86 +42,93 @@ class Restorer:
     def __init__(
         self, network: Generator, *, device: torch.device, dtype: torch.dtype, steps: int, seed: int
     ) -> None:
-        self._network, self._device, self._dtype, self._seed = network, device, dtype, seed
+        self._network = FoldedGenerator(network)
+        self._device, self._dtype, self._seed = device, dtype, seed
         self._timesteps = schedule.timesteps(steps)
         self._alphas = schedule.alphas_cumprod()
 
     @torch.inference_mode()
     def frames(self, given: SegmentConditions, segment: int) -> Iterator[UInt8]:
         """Yield the segment's frames, uint8 [H, W, 3] RGB; ResourceError if memory runs out."""
-        height, width = (-(-v // STRIDE) * STRIDE for v in (given.height, given.width))
-        count = 3 * height * width
-        start = noise.gaussian(count, seed=self._seed, segment=segment, purpose=_FRAME_NOISE)
-        sample = self._tensor(start.reshape(1, 3, height, width))
+        start = self._noise(given, segment)
         filled = conditioning.forward_fill(given.frames, given.step)
-        received: dict[int, Tensor] = {}
-        memory: Memory | None = None
+        received: dict[int, _Received] = {}
+        memory: PatchMemory | None = None
+        sketch: Tensor | None = None
         try:
             for t in range(given.frames):
                 needed = [int(k) for k in filled[t]]
                 kept = {k: received[k] for k in needed if k in received}
                 received = {k: kept[k] if k in kept else self._received(given, k) for k in needed}
-                base = torch.cat([received[k] for k in needed], 1)
-                frame, memory = self._frame(sample, self._conditioning(given, t, base), memory)
-                picture = frame[0, :, : given.height, : given.width].float()
-                picture = ((picture + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
-                yield picture.permute(1, 2, 0).contiguous().cpu().numpy()
+                before, held, after = (received[k] for k in needed)
+                if given.sketch is not None and t % given.sketch_step == 0:
+                    sketch = self._sketch(given, t)
+                inputs = FrameInputs(
+                    noise=start,
+                    base=(before.values, held.values, after.values),
+                    sketch=sketch,
+                    skeleton=self._skeleton(given, t),
+                )
+                residual, memory = self._sample(inputs, self._settings(given, t), memory)
+                codes = residual.float().mul_(127.5).add_(held.codes).round_().clamp_(0, 255)
+                picture = from_patches(codes.to(torch.uint8))[: given.height, : given.width]
+                yield picture.contiguous().cpu().numpy()
         except torch.OutOfMemoryError as error:
             raise ResourceError(
                 f"out of memory on {self._device} at {given.width}x{given.height}:"
                 " use --device cpu or --tier preview"
             ) from error
 
-    def _frame(
-        self, sample: Tensor, c: Conditioning, memory: Memory | None
-    ) -> tuple[Tensor, Memory]:
-        clean, kept = sample, memory
-        for i, now in enumerate(self._timesteps):
-            level = torch.tensor([now], device=self._device)
-            clean, kept = self._network(sample, level, c, memory)
-            if i + 1 < len(self._timesteps):
-                sample = schedule.step(clean, sample, now, self._timesteps[i + 1], self._alphas)
-        if kept is None:
-            raise ValueError("no sampling step was taken")
-        return clean, kept
+    def _sample(
+        self, inputs: FrameInputs, settings: list[Settings], memory: PatchMemory | None
+    ) -> tuple[Tensor, PatchMemory]:
+        residual, kept = self._network(inputs, settings[0], memory)
+        for now, after in itertools.pairwise(settings):
+            sample = schedule.step(
+                kept.frame, inputs.noise, now.timestep, after.timestep, self._alphas
+            )
+            inputs = FrameInputs(sample, inputs.base, inputs.sketch, inputs.skeleton)
+            residual, kept = self._network(inputs, after, memory)
+        return residual, kept
 
-    def _received(self, given: SegmentConditions, k: int) -> Tensor:
-        big = conditioning.upsampled(given, k)
-        x = torch.from_numpy(big).permute(2, 0, 1)[None].float() / 127.5 - 1
-        rows, columns = -given.height % STRIDE, -given.width % STRIDE
-        return self._move(F.pad(x, (0, columns, 0, rows), mode="replicate"))
+    def _settings(self, given: SegmentConditions, t: int) -> list[Settings]:
+        """One for each diffusion step."""
+        spatial, temporal = (float(np.log2(v)) for v in (given.factor, given.step))
+        phase = t % given.step / given.step
+        return [Settings(now, given.crf, spatial, temporal, phase) for now in self._timesteps]
 
-    def _conditioning(self, given: SegmentConditions, t: int, base: Tensor) -> Conditioning:
-        grid = (base.shape[2] // PATCH, base.shape[3] // PATCH)
-        sketch = skeleton = None
-        inner = (-(-given.height // PATCH), -(-given.width // PATCH))
-        if given.sketch is not None:
-            bits = given.sketch[min(t // given.sketch_step, len(given.sketch) - 1)]
-            sketch = self._map(conditioning.render_map(bits, *inner), grid)
-        if given.points is not None and given.visible is not None:
-            drawn = conditioning.render_skeleton(given.points[t], given.visible[t], inner)
-            skeleton = self._map(drawn, grid)
-
-        def scalar(value: float) -> Tensor:
-            return torch.tensor([value], dtype=torch.float32, device=self._device)
-
-        return Conditioning(
-            base=base,
-            sketch=sketch,
-            skeleton=skeleton,
-            crf=scalar(given.crf),
-            spatial_log2=scalar(np.log2(given.factor)),
-            temporal_log2=scalar(np.log2(given.step)),
-            phase=scalar(t % given.step / given.step),
+    def _noise(self, given: SegmentConditions, segment: int) -> Tensor:
+        height, width = (-(-v // STRIDE) * STRIDE for v in (given.height, given.width))
+        values = noise.gaussian(
+            3 * height * width, seed=self._seed, segment=segment, purpose=_FRAME_NOISE
         )
+        planes = torch.from_numpy(values.reshape(3, height, width))
+        return to_patches(planes.permute(1, 2, 0)).to(self._device, self._dtype)
 
-    def _map(self, values: UInt8, grid: tuple[int, int]) -> Tensor:
+    def _received(self, given: SegmentConditions, k: int) -> _Received:
+        rows, columns = -given.height % STRIDE, -given.width % STRIDE
+        big = np.pad(conditioning.upsampled(given, k), ((0, rows), (0, columns), (0, 0)), "edge")
+        codes = to_patches(torch.from_numpy(big).to(self._device))
+        return _Received(codes, (codes.float() / 127.5 - 1).to(self._dtype))
+
+    def _sketch(self, given: SegmentConditions, t: int) -> Tensor | None:
+        if given.sketch is None:
+            return None
+        bits = given.sketch[min(t // given.sketch_step, len(given.sketch) - 1)]
+        return self._map(conditioning.render_map(bits, *_cells(given)), given)
+
+    def _skeleton(self, given: SegmentConditions, t: int) -> Tensor | None:
+        if given.points is None or given.visible is None:
+            return None
+        drawn = conditioning.render_skeleton(given.points[t], given.visible[t], _cells(given))
+        return self._map(drawn, given)
+
+    def _map(self, values: UInt8, given: SegmentConditions) -> Tensor:
+        grid = tuple(-(-v // STRIDE) * STRIDE // PATCH for v in (given.height, given.width))
         padded = np.zeros(grid, np.float32)
         padded[: values.shape[0], : values.shape[1]] = values
-        return self._tensor(padded[None, None] / np.float32(255))
+        return torch.from_numpy(padded / np.float32(255)).to(self._device, self._dtype)
 
-    def _tensor(self, values: npt.NDArray[np.float32]) -> Tensor:
-        return self._move(torch.from_numpy(values))
 
-    def _move(self, x: Tensor) -> Tensor:
-        return x.to(self._device, self._dtype, memory_format=torch.channels_last)
+def _cells(given: SegmentConditions) -> tuple[int, int]:
+    return -(-given.height // PATCH), -(-given.width // PATCH)
