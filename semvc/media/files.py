@@ -10,6 +10,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from semvc.errors import MediaError
 from semvc.media.audio import AudioMuxer, Packets
 from semvc.media.audioformat import AudioCodec, AudioConfig
 
@@ -24,6 +25,20 @@ def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
     context.width, context.height, context.pix_fmt = picture.width, picture.height, kind
     context.time_base = Fraction(1)
     path.write_bytes(b"".join(bytes(p) for p in (*context.encode(picture), *context.encode(None))))
+
+
+def read_png(path: Path) -> npt.NDArray[np.uint8]:
+    """Return a PNG as uint8 [H, W, 3] RGB; MediaError if it is none."""
+    context = av.CodecContext.create("png", "r")
+    if not isinstance(context, av.VideoCodecContext):
+        raise TypeError("png is a video codec")
+    try:
+        pictures = [*context.decode(av.Packet(path.read_bytes())), *context.decode(None)]
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(f"cannot read {path}: {error.strerror}") from error
+    if not pictures:
+        raise MediaError(f"{path} is no PNG")
+    return pictures[0].to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
 def write_packets(stem: Path, config: AudioConfig, runs: Iterable[tuple[int, Packets]]) -> Path:
