@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
+from program import Call, call
 from scene import Scene, Sound, beeps, write_video
 
 from semvc.encoder import EncodeJob, encode
@@ -24,6 +25,20 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a test tried to open a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Call:
+    """Run one command inside this process, as `run("info", path)`."""
+    return lambda *words: call(capfd, *words)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with one tiny model; do not change it."""
+    from modelfolder import write_models  # torch: only for those who need it
+
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

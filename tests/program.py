@@ -18,6 +18,7 @@ from semvc import cli
 ROOT = Path(semvc.__file__).parents[1]
 PROGRAM = (sys.executable, "-m", "semvc")
 FAST = ("--preset", "12", "--segment-seconds", "1")
+PREVIEW = ("--tier", "preview")
 TIMEOUT = 120
 
 
@@ -28,6 +29,9 @@ class Result:
     code: int
     out: str
     err: str
+
+
+Call = Callable[..., Result]  # what the fixture `run` is
 
 
 def environment(**changes: str | None) -> dict[str, str]:

@@ -89,6 +89,7 @@ def test_sound_longer_than_the_video_is_kept(tmp_path: Path, frames: Any, kbps: 
     assert close(beep_times(read_sound(tmp_path / "b.mp4")), [0, 0.5, 1, 1.5])
 
 
+@pytest.mark.slow
 def test_sound_much_longer_than_the_video_is_cut(tmp_path: Path, frames: Any) -> None:
     long = Sound(beeps(130, rate=8000), rate=8000)
     source = write_video(tmp_path / "a.mp4", frames[:2], sound=long)

@@ -69,6 +69,7 @@ def test_the_reference_decoder_reads_the_same_caption():
     assert decoder.check == check
 
 
+@pytest.mark.slow
 def test_the_longest_caption_round_trips():
     text = ("A very long caption repeats itself. " * 200)[:MAX_BYTES]
     payload, check = encode_caption(Caption(text))
@@ -87,6 +88,7 @@ def test_a_lone_surrogate_is_a_value_error():
         Caption("\ud800")
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=40))
 def test_garbage_is_reported_or_is_the_only_spelling_of_its_text(payload):

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from modelfolder import MODEL, write_models
-from program import FAST, Result, call, names, semvc_process
+from modelfolder import MODEL
+from program import FAST, Call, Result, names, semvc_process
 from scene import Scene, write_video
 
 import semvc
 from semvc import cli, errors
 from semvc.media.reader import VideoReader
-
-Call = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Call:
-    return lambda *words: call(capfd, *words)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ class Miser(io.BytesIO):
         return super().write(part)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=600, deadline=None, derandomize=True)
 def test_streams_survive_a_round_trip(data: st.DataObject) -> None:

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modelfolder import write_models
 from program import (
     FAST,
-    Result,
-    call,
+    PREVIEW,
+    Call,
     environment,
     names,
     semvc_process,
@@ -30,20 +29,6 @@ from program import (
 )
 from scene import Scene, write_video
 
-Call = Callable[..., Result]
-PREVIEW = ("--tier", "preview")
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Call:
-    return lambda *words: call(capfd, *words)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
 # --- no space
 
 
@@ -51,6 +36,7 @@ def limited(count: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (count, count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.7, 0.999])
 def test_a_full_disk_stops_an_encode_which_can_be_resumed(
     share: float, scenes: Path, tmp_path: Path
@@ -67,6 +53,7 @@ def test_a_full_disk_stops_an_encode_which_can_be_resumed(
     assert target.read_bytes() == straight.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 1000, 20_000])
 def test_a_full_disk_stops_a_decode_and_leaves_nothing(
     room: int, long_stream: Path, tmp_path: Path
@@ -202,6 +189,7 @@ def test_keep_partial_keeps_what_is_finished(larger: Path, tmp_path: Path) -> No
     assert done.returncode == 0 and "continued after" in json.loads(done.stdout)["notes"][0]
 
 
+@pytest.mark.slow
 def test_killing_a_decode_ends_its_child_too(larger_stream: Path, tmp_path: Path) -> None:
     child = start("decode", larger_stream, tmp_path / "a.mp4", *PREVIEW)
     wait_until(lambda: children_of(child.pid) != [] or child.poll() is not None)
@@ -293,6 +281,7 @@ def test_a_stream_that_ends_early_in_a_pipe_is_damaged(stream: Path, tmp_path: P
 ODD = ["-x", "a:b", "file:c", "with space", "new\nline", "%d.%05d", "häß", "é" * 100, b"\xff\xfe"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD, ids=repr)
 def test_odd_file_names_work(name: str | bytes, clip: Path, tmp_path: Path) -> None:
     stem = tmp_path / os.fsdecode(name)
@@ -313,6 +302,7 @@ def test_odd_file_names_work(name: str | bytes, clip: Path, tmp_path: Path) -> N
     assert len(names(tmp_path)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

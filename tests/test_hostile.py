@@ -41,6 +41,7 @@ def fuzz(profile: Disco, count: int, seed: int) -> Counter[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_hostile_signals_give_only_declared_errors(profile: Disco) -> None:
     seen = fuzz(profile, 400, 1)
     assert seen["ok"] > 40 and seen["BitstreamError"] > 100  # both sides of the rules are met

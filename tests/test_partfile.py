@@ -262,6 +262,7 @@ def kill_and_resume(folder: Path, seed: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_killed_writer_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert sum(kill_and_resume(tmp_path, seed) for seed in range(20)) >= 10
 

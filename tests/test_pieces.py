@@ -131,6 +131,7 @@ def look(path: Path) -> Shown:
 # --- the output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["steady", "uneven"])
 @pytest.mark.parametrize(("codec", "suffix"), OUTPUTS)
 def test_joined_pieces_show_what_a_plain_decode_shows(
@@ -272,6 +273,7 @@ def test_an_interrupted_join_is_made_again(
     assert len(look(target).times) == FRAMES and names(tmp_path) == ["out.mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"codec": "av1"}, {"quality": 30}, {"steps": 2}, {"start": 0.1}, {"duration": 2.0}],
@@ -427,6 +429,7 @@ def test_a_pipe_cannot_be_resumed(steady: Path, tmp_path: Path) -> None:
     assert ended.returncode == 2 and b"pipe" in ended.stderr and not ended.stdout
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_pieces_and_says_how_to_go_on(steady: Path, tmp_path: Path) -> None:
     whole, target = tmp_path / "whole.mp4", tmp_path / "out.mp4"
     run(steady, whole)
@@ -490,6 +493,7 @@ def kill_often(stream: Path, tmp_path: Path, seeds: range) -> int:
     return killed
 
 
+@pytest.mark.slow
 def test_a_killed_decode_resumes_to_the_same_bytes(steady: Path, tmp_path: Path) -> None:
     assert kill_often(steady, tmp_path, range(4)) >= 2
 

@@ -29,6 +29,7 @@ from semvc.errors import BitstreamError, UnsupportedError
 S = SectionType
 
 
+@pytest.mark.slow
 def test_truncation_at_every_byte_keeps_every_whole_segment() -> None:
     for name, raw in golden().items():
         whole = list(StreamReader(io.BytesIO(raw)))
@@ -49,6 +50,7 @@ def test_truncation_at_every_byte_keeps_every_whole_segment() -> None:
         assert time.perf_counter() - begun < 0.05 * len(raw), name
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found_and_costs_at_most_one_segment() -> None:
     raw = sample_stream(segments=7, payload=320)
     assert 2900 <= len(raw) <= 3200
@@ -94,6 +96,7 @@ def test_damaged_bytes_never_mislead() -> None:
     run_byte_mutations(2500, seed=4)
 
 
+@pytest.mark.slow
 def test_hostile_streams_give_only_declared_errors() -> None:
     run_hostile_streams(4000, seed=5)
 
@@ -113,6 +116,7 @@ def test_hostile_streams_give_only_declared_errors_in_full() -> None:
     run_hostile_streams(20_000, seed=105)
 
 
+@pytest.mark.slow
 def test_hostile_streams_take_little_memory() -> None:
     rng = random.Random(6)
     tracemalloc.start()

@@ -91,6 +91,7 @@ def test_anything_allowed_round_trips(count, people, step, seed):
     round_trip(random_skeleton(seed, count, people, step), frames)
 
 
+@pytest.mark.slow
 def test_the_largest_skeleton_round_trips():
     skeleton = quantised(walk(MAX_FRAMES, MAX_PEOPLE, fps=60))
     round_trip(skeleton, MAX_FRAMES)

@@ -22,6 +22,7 @@ from semvc.signals.timing import Timing, encode_timing
 S = SectionType
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["everything", "variable", "odd"])
 def test_format_md_suffices_to_decode(name: str) -> None:
     reader = StreamReader(io.BytesIO((VECTORS / name / "stream.svc").read_bytes()))

@@ -48,6 +48,7 @@ def test_frames_dropped_at_random_cost_at_most_a_bit_and_a_half():
     assert 8 * round_trip(kept * 1000 + 7) <= 250 * 1.5 + 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pts",
     [

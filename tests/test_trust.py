@@ -9,16 +9,15 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from modelfolder import MODEL, write_models
+from modelfolder import MODEL
 from program import (
     FAST,
-    Result,
-    call,
+    PREVIEW,
+    Call,
     environment,
     names,
 )
@@ -29,19 +28,6 @@ from semvc.bitstream.container import Segment, StreamReader, StreamWriter
 from semvc.bitstream.framing import Framing
 from semvc.bitstream.headers import SectionType, StreamHeader
 from semvc.media import av1
-
-Call = Callable[..., Result]
-PREVIEW = ("--tier", "preview")
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Call:
-    return lambda *words: call(capfd, *words)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 def read(stream: Path) -> tuple[StreamHeader, list[Segment]]:
@@ -301,6 +287,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_nothing_connects_anywhere(clip: Path, models: Path, tmp_path: Path) -> None:
     own = ("--models-dir", models)
     for words in (

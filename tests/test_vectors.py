@@ -145,6 +145,7 @@ def flips(data: bytes, step: int) -> list[bytes]:
     return [bytes(damaged) for damaged in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "step"), [("variable", 3), ("controlled", 193), ("odd", 5)])
 def test_a_flipped_bit_that_no_checksum_covers_fails_the_state_check(
     name: str, step: int, monkeypatch: pytest.MonkeyPatch
@@ -215,6 +216,7 @@ MACHINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 def test_another_machine_decodes_the_same_integers(machine: str) -> None:
     script = Path(conformance.__file__)

@@ -76,6 +76,7 @@ def test_whatever_reads_as_uv_writes_the_same_bytes(data: bytes) -> None:
     assert wire.uv_bytes(value) == data[: cursor.at]
 
 
+@pytest.mark.slow
 @given(headers())
 @settings(max_examples=2000, deadline=None, derandomize=True)
 def test_headers_survive_a_round_trip(header: StreamHeader) -> None:
