@@ -187,9 +187,9 @@ _ENCODE = (
     click.option(
         "--segment-seconds",
         type=_Number(0.5, 10),
-        default=4.5,
+        default=5.0,
         show_default=True,
-        help="Longest segment; cuts end one sooner.",
+        help="Longest segment; shots are divided evenly.",
     ),
     click.option(
         "--preset",

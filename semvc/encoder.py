@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,11 +28,11 @@ from semvc.errors import UsageError
 from semvc.media.audio import AudioTrack
 from semvc.media.reader import VideoReader
 from semvc.media.scenes import SegmentPlanner
-from semvc.rate import TOLERANCE, Target, search
+from semvc.rate import TOLERANCE, Shares, Target, search
 from semvc.report import Report
 from semvc.signals.audio import Audio, encode_audio
 from semvc.signals.timing import Timing, encode_timing
-from semvc.types import Clip, EncodeOptions, VideoInfo
+from semvc.types import Clip, EncodeOptions, Span, VideoInfo
 
 if TYPE_CHECKING:
     from semvc.types import UInt8
@@ -41,6 +43,8 @@ _MAX_CLIP_BYTES = 1 << 30  # RGB frames of one segment in memory
 _MAX_FRAMES = 1000  # of a segment
 _MIN_SECONDS = 0.75  # of a segment between scene cuts
 _SEARCH_FROM = 32.0  # quality where the search for a target begins
+_QUICK_PRESET = 12  # of SVT-AV1, to see where an input needs its bytes
+_PASSES = 3  # at most, for that
 _HEADER_BYTES, _END_BYTES = 60, 14
 _FRAMING_BYTES = 10  # of a segment, apart from section lengths
 
@@ -82,12 +86,12 @@ def encode(
             )
             part = stack.enter_context(opened)
         reader = stack.enter_context(VideoReader(source))
-        track = None
-        if options.audio != "none" and reader.audio is not None:
-            kbps = None if options.audio == "copy" else options.audio_kbps
-            track = stack.enter_context(AudioTrack(reader.source, reader.start, kbps=kbps))
+        track = _open_track(reader, options)
+        if track is not None:
+            stack.enter_context(track)
         encoder = _Encoder(reader, options, job, track)
         stack.callback(encoder.close)
+        encoder.measure()
         sink: PartFile | BinaryIO = target if part is None else part  # type: ignore[assignment]
         encoder.run(sink, on_frames or (lambda *_: None))
     encoder.report.seconds = time.monotonic() - begun
@@ -102,6 +106,7 @@ class _Piece:
     start: int
     end_pts: int | None  # pts of the next frame, None at the end
     sound: bytes
+    index: int
 
     @property
     def stop(self) -> int:
@@ -121,6 +126,7 @@ class _Encoder:
         self._profile = profiles.create(profiles.by_name(options.profile))
         self._first_quality = options.quality
         self._audio_bytes = 0
+        self._shares: Shares | None = None
         self.report = Report("encode", reader.info.width, reader.info.height)
         self.report.notes.extend(reader.info.notes)
 
@@ -128,7 +134,7 @@ class _Encoder:
         """Write the whole stream."""
         writer: StreamWriter | None = None
         resumed = 0
-        for index, piece in enumerate(self._pieces()):
+        for index, piece in enumerate(self._pieces(self._reader, self._track)):
             if writer is None:
                 writer = self._open(sink, piece)
                 resumed = writer.next_index
@@ -157,32 +163,73 @@ class _Encoder:
         """End the profile's child processes."""
         self._profile.close()
 
-    def _pieces(self) -> Iterator[_Piece]:
+    def measure(self) -> None:
+        """Code all of the input quickly to see where it needs its bytes, if a target is set.
+
+        Not possible with an input that can be read only once.
+        """
+        target, quality = self._job.target, _SEARCH_FROM
+        if target is None or self._reader.source.streamed:
+            return
+        for _ in range(_PASSES):
+            self._shares = shares = self._measured(quality)
+            quality = shares.next_quality(self._left(target, shares, 0))
+            if quality == shares.quality or len(shares.sizes) == 1:
+                return
+
+    def _measured(self, quality: float) -> Shares:
+        sizes: list[int] = []
+        sounds: list[int] = []
+        frames = 0
+        options = dataclasses.replace(
+            self._options, quality=quality, preset=max(_QUICK_PRESET, self._options.preset)
+        )
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(VideoReader(self._reader.source))
+            track = _open_track(reader, self._options)
+            if track is not None:
+                stack.enter_context(track)
+            profile = profiles.create(self._profile.id)
+            stack.callback(profile.close)
+            for piece in self._pieces(reader, track):
+                if not sizes:
+                    profile.begin(piece.clip, options)
+                sizes.append(_framed(profile.encode(piece.clip, piece.start, quality, 0).sections))
+                sounds.append(len(piece.sound))
+                frames = piece.stop
+        return Shares(quality, tuple(sizes), tuple(sounds), frames)
+
+    def _pieces(self, reader: VideoReader, track: AudioTrack | None) -> Iterator[_Piece]:
         most = self._segment_frames
         least = max(1, min(most // 2, round(_MIN_SECONDS * float(self._rate))))
-        planner = SegmentPlanner(float(self._rate), max_frames=most, min_frames=least)
-        frames: list[UInt8] = []
-        pts: list[int] = []
+        planner = SegmentPlanner(
+            float(self._rate), max_frames=most, min_frames=least, total=self._info.frame_count
+        )
+        frames: deque[UInt8] = deque()
+        pts: deque[int] = deque()
+        numbers = itertools.count()
 
-        def take(start: int, count: int) -> _Piece:
-            clip = Clip(np.stack(frames[:count]), np.array(pts[:count], np.int64), self._info)
-            after = pts[count] if len(pts) > count else None
-            del frames[:count], pts[:count]
-            return _Piece(clip, start, after, self._sound(clip, after))
+        def take(span: Span) -> _Piece:
+            pictures = np.empty((span.count, *frames[0].shape), np.uint8)
+            for picture in pictures:  # one at a time: not all twice in memory
+                picture[:] = frames.popleft()
+            times = np.array([pts.popleft() for _ in range(span.count)], np.int64)
+            clip, after = Clip(pictures, times, self._info), pts[0] if pts else None
+            return _Piece(clip, span.start, after, self._sound(track, clip, after), next(numbers))
 
-        for frame, time_of_frame in self._reader:
+        for frame, time_of_frame in reader:
             frames.append(frame)
             pts.append(time_of_frame)
             for span in planner.push(frame):
-                yield take(span.start, span.count)
+                yield take(span)
         for span in planner.finish():
-            yield take(span.start, span.count)
+            yield take(span)
 
-    def _sound(self, clip: Clip, after: int | None) -> bytes:
-        if self._track is None:
+    def _sound(self, track: AudioTrack | None, clip: Clip, after: int | None) -> bytes:
+        if track is None:
             return b""
         base = self._info.time_base
-        offset, packets = self._track.take(
+        offset, packets = track.take(
             int(clip.pts[0]) * base, None if after is None else after * base
         )
         return encode_audio(Audio(offset, tuple(packets)))[0]
@@ -215,9 +262,15 @@ class _Encoder:
             self._profile.begin(clip, dataclasses.replace(self._options, quality=quality))
             return _framed(self._profile.encode(clip, 0, quality, 0).sections), quality
 
-        trial, self._first_quality = search(budget, _SEARCH_FROM, code)
-        if trial.quality == 0 and trial.size > budget * (1 + TOLERANCE):
-            share = Fraction(max(self._info.frame_count, piece.stop), piece.stop)
+        shares = self._shares
+        first = _SEARCH_FROM if shares is None else shares.quality
+        trial, self._first_quality = search(budget, first, code)
+        floor_seen = shares is None or shares.quality == 0 or len(shares.sizes) == 1
+        if trial.quality == 0 and trial.size > budget * (1 + TOLERANCE) and floor_seen:
+            if shares is None:
+                share = max(self._info.frame_count, piece.stop) / piece.stop
+            else:
+                share = sum(shares.sizes) / shares.sizes[0]
             floor = round(trial.size * share) + _HEADER_BYTES + _END_BYTES
             raise UsageError(
                 f"{self._job.target.kind} {self._job.target.value:g} cannot be reached: the"
@@ -306,7 +359,9 @@ class _Encoder:
         if self._job.target is None:
             return code(self._options.quality)[1], self._options.quality
         # nothing here depends on how earlier segments were found, so that resuming changes no byte
-        trial, coded = search(self._budget(piece, written), self._first_quality, code)
+        slack = 0.0 if self._shares is None else self._shares.slack(piece.index)
+        budget = self._budget(piece, written)
+        trial, coded = search(budget, self._first_quality, code, slack=slack)
         return coded, trial.quality
 
     def _budget(self, piece: _Piece, written: int) -> float:
@@ -314,6 +369,9 @@ class _Encoder:
         target = self._job.target
         if target is None:
             raise ValueError("no target")
+        if self._shares is not None:
+            left = self._left(target, self._shares, written)
+            return self._shares.budget(piece.index, left)
         allowed = target.bytes_for(self._info, piece.stop, Fraction(piece.stop) / self._rate)
         spent = written or _HEADER_BYTES
         if target.counts_audio:
@@ -322,18 +380,34 @@ class _Encoder:
             spent -= self._audio_bytes
         return allowed - spent - _END_BYTES
 
+    def _left(self, target: Target, shares: Shares, written: int) -> float:
+        """Bytes that all pictures may take that are still to be written."""
+        seconds = Fraction(shares.frames) / self._rate
+        allowed = target.total(self._info, shares.frames, seconds)
+        if target.counts_audio:
+            allowed -= sum(shares.sounds)
+        spent = (written or _HEADER_BYTES) - self._audio_bytes
+        return allowed - spent - _END_BYTES
+
     def _judge_target(self) -> None:
         target = self._job.target
         if target is None:
             return
         seconds = Fraction(self.report.frames) / self._rate
-        allowed = target.bytes_for(self._info, self.report.frames, seconds)
+        allowed = target.total(self._info, self.report.frames, seconds)
         found = self.report.bytes - (0 if target.counts_audio else self._audio_bytes)
         if abs(found / allowed - 1) > TOLERANCE:
             why = "no quality needs more" if found < allowed else "its content needs more"
             self.report.notes.append(
                 f"{target.kind} {target.value:g} was missed by {found / allowed - 1:+.1%}: {why}"
             )
+
+
+def _open_track(reader: VideoReader, options: EncodeOptions) -> AudioTrack | None:
+    if options.audio == "none" or reader.audio is None:
+        return None
+    kbps = None if options.audio == "copy" else options.audio_kbps
+    return AudioTrack(reader.source, reader.start, kbps=kbps)
 
 
 def _framed(sections: dict[SectionType, bytes]) -> int:

@@ -1,4 +1,7 @@
-"""Meeting a target rate: how many bytes each segment may take, and which quality gives them."""
+"""Meeting a target rate: how many bytes each segment may take, and which quality gives them.
+
+Bytes go where the content needs them: as `Shares` tells, all segments get about one quality.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from semvc.types import VideoInfo
 MAX_QUALITY = 63.0
 TOLERANCE = 0.05  # of the whole file
 _CLOSE = 0.01  # of one segment: no further trial
+_MOST_SLACK = 0.15  # of one segment, if there are many more
+_NEAR = 0.25  # logarithm of the size: near enough to see how bytes spread
 _TRIALS = 7
 _USUAL_SLOPE = 0.08  # of the logarithm of the size over quality, before trials tell
 _LEAST_SLOPE = 0.01  # taken when two trials show less
@@ -28,12 +33,18 @@ class Target:
     kind: str
     value: float
 
-    def bytes_for(self, info: VideoInfo, frames: int, seconds: Fraction) -> float:
-        """Return the bytes that this many frames may take; `size` needs the input's frame count."""
+    def total(self, info: VideoInfo, frames: int, seconds: Fraction) -> float:
+        """Return the bytes that an input of this many frames may take."""
         if self.kind == "bpp":
             return self.value * info.width * info.height * frames / 8
         if self.kind == "kbps":
             return self.value * 1000 * float(seconds) / 8
+        return self.value
+
+    def bytes_for(self, info: VideoInfo, frames: int, seconds: Fraction) -> float:
+        """Return what the first `frames` may take; `size` needs the input's frame count."""
+        if self.kind != "size":
+            return self.total(info, frames, seconds)
         if not info.frame_count:
             raise UsageError(
                 "--size needs to know the input's length, which a pipe does not tell: use --kbps"
@@ -47,6 +58,38 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Shares:
+    """How an input's bytes spread over its segments, as a quick first coding shows.
+
+    At `quality`, segment i took `sizes[i]` bytes for the picture and `sounds[i]` for sound; all
+    segments together have `frames`. Bytes shared out like this give all segments one quality.
+    """
+
+    quality: float
+    sizes: tuple[int, ...]
+    sounds: tuple[int, ...]
+    frames: int
+
+    def budget(self, index: int, left: float) -> float:
+        """Return what segment `index` may take of `left` bytes for its and all later pictures."""
+        return left / self._weight(index)
+
+    def slack(self, index: int) -> float:
+        """Return by what share segment `index` may miss its budget: later ones make up for it."""
+        return min(_MOST_SLACK, _CLOSE * self._weight(index))
+
+    def next_quality(self, left: float) -> float:
+        """Return the quality at which all pictures may take about `left` bytes."""
+        error = _error(sum(self.sizes), left)
+        return self.quality if abs(error) < _NEAR else _grid(self.quality - error / _USUAL_SLOPE)
+
+    def _weight(self, index: int) -> float:
+        """The rest of the pictures, in units of this segment's."""
+        rest = self.sizes[index:]  # empty if the input grew meanwhile
+        return sum(rest) / max(1, rest[0]) if rest else 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One coding of a segment: its `quality`, its `size` in bytes."""
 
@@ -54,11 +97,14 @@ class Trial:
     size: int
 
 
-def search(budget: float, first: float, code: Callable[[float], tuple[int, T]]) -> tuple[Trial, T]:
+def search(
+    budget: float, first: float, code: Callable[[float], tuple[int, T]], *, slack: float = 0.0
+) -> tuple[Trial, T]:
     """Return the coding whose size is nearest to `budget` bytes, in at most a few trials.
 
-    `code(quality)` returns (bytes, coding) and `first` is where to begin. Sizes fall roughly
-    exponentially with quality, so that a secant on their logarithm finds the place.
+    `code(quality)` returns (bytes, coding) and `first` is where to begin; a coding within `slack`
+    (a share of the budget) ends the search. Sizes fall roughly exponentially with quality, so that
+    a secant on their logarithm finds the place.
     """
     done: dict[float, tuple[int, T]] = {}
     quality, slope = _grid(first), _USUAL_SLOPE
@@ -66,7 +112,7 @@ def search(budget: float, first: float, code: Callable[[float], tuple[int, T]]) 
     for _ in range(_TRIALS):
         done[quality] = code(quality)
         error = _error(done[quality][0], budget)
-        if abs(error) < _CLOSE:
+        if abs(error) < max(_CLOSE, slack):
             break
         if before is not None:
             slope = max((error - before[1]) / (quality - before[0]), _LEAST_SLOPE)

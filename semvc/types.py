@@ -100,7 +100,7 @@ class EncodeOptions:
 
     profile: str = "disco"
     quality: float = 32.0
-    segment_seconds: float = 4.5
+    segment_seconds: float = 5.0
     preset: int = 4
     seed: int = 0
     factor: int | None = None

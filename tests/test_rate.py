@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from semvc import rate
 from semvc.errors import UsageError
-from semvc.rate import Target
+from semvc.rate import Shares, Target
 from semvc.types import VideoInfo
 
 Sizes = Callable[[float], float]
@@ -139,3 +140,45 @@ def test_a_size_needs_a_known_length() -> None:
 @pytest.mark.parametrize(("kind", "counts"), [("bpp", False), ("kbps", True), ("size", True)])
 def test_sound_counts_for_all_targets_but_bits_per_pixel(kind: str, counts: bool) -> None:
     assert Target(kind, 1.0).counts_audio is counts
+
+
+def test_a_size_is_the_total_of_any_length() -> None:
+    assert Target("size", 100_000).total(info(), 50, Fraction(2)) == 100_000
+    assert Target("bpp", 0.01).total(info(), 100, Fraction(4)) == pytest.approx(38_400)
+
+
+def shares(*sizes: int, quality: float = 32.0) -> Shares:
+    return Shares(quality, sizes, tuple(0 for _ in sizes), 100)
+
+
+def test_bytes_go_where_the_content_needs_them() -> None:
+    found = shares(100, 300, 600)
+    assert found.budget(0, 2000.0) == pytest.approx(200)
+    assert found.budget(1, 1800.0) == pytest.approx(600)
+    assert found.budget(2, 1200.0) == pytest.approx(1200)
+    assert found.budget(3, 77.0) == 77.0  # an input that grew
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=40), st.randoms())
+def test_a_stream_whose_segments_miss_their_budgets_within_the_slack_meets_its_target(
+    sizes: list[int], rng: random.Random
+) -> None:
+    found, left = shares(*sizes), 1e6
+    for index in range(len(sizes)):
+        slack = found.slack(index)
+        assert 0 < slack <= 0.15
+        left -= found.budget(index, left) * (1 + rng.uniform(-slack, slack))
+    assert abs(left) <= 0.011e6
+
+
+def test_the_quality_for_all_is_guessed_from_what_they_take() -> None:
+    found = shares(400, 600)
+    assert found.next_quality(1000.0) == found.next_quality(850.0) == 32.0
+    assert 32 < found.next_quality(4000.0) < 63 and 0 < found.next_quality(250.0) < 32
+    assert found.next_quality(1e9) == 63 and found.next_quality(-5.0) == 0
+
+
+def test_a_coding_within_the_slack_ends_the_search() -> None:
+    coder = Coder(exponential(0.08))
+    rate.search(CURVES["usual"](31.0), 32.0, coder, slack=0.1)
+    assert coder.tried == [32.0]

@@ -90,13 +90,18 @@ def test_black_and_tiny_and_very_short_videos_are_fine() -> None:
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(2, 30), st.integers(1, 9))
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    st.integers(2, 30),
+    st.integers(1, 9),
+    st.integers(-50, 50),
+)
 def test_segments_cover_all_frames_within_their_bounds(
-    lengths: list[int], longest: int, least: int
+    lengths: list[int], longest: int, least: int, error: int
 ) -> None:
-    least = min(least, longest // 2)
+    least, total = min(least, longest // 2), sum(lengths) + error
     parts = [shot(seed % 4)[:length] for seed, length in enumerate(lengths)]
-    planner = SegmentPlanner(FPS, max_frames=longest, min_frames=least)
+    planner = SegmentPlanner(FPS, max_frames=longest, min_frames=least, total=max(0, total))
     spans = [span for frame in np.concatenate(parts) for span in planner.push(frame)]
     spans += planner.finish()
     at = 0
@@ -115,12 +120,45 @@ def test_segments_begin_at_shot_changes() -> None:
     assert [span.start for span in spans] == [0, 40, 80]
 
 
-def test_decisions_come_soon() -> None:
-    planner = SegmentPlanner(FPS, max_frames=48, min_frames=12)
+def spans_of(video: Any, total: int = 0) -> list[int]:
+    planner = SegmentPlanner(FPS, max_frames=48, min_frames=12, total=total)
+    spans = [span for frame in video for span in planner.push(frame)] + planner.finish()
+    return [span.count for span in spans]
+
+
+@pytest.mark.parametrize("total", [0, 200, 100])
+def test_decisions_come_soon(total: int) -> None:
+    planner = SegmentPlanner(FPS, max_frames=48, min_frames=12, total=total)
+    assert planner.reach == 72
     taken = 0
     for count, frame in enumerate(np.concatenate([shot(0)] * 5), 1):
         taken += sum(span.count for span in planner.push(frame))
-        assert count - taken <= 48 + 12 + FPS
+        assert count - taken <= planner.reach + FPS / 2
+
+
+@pytest.mark.parametrize("length", [49, 60, 72, 73, 97, 115, 145, 150])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_shot_is_divided_evenly(length: int, known: bool) -> None:
+    video = shot(0, 150)[:length]
+    counts = spans_of(video, length if known else 0)
+    assert sum(counts) == length
+    if known or length <= 72:  # its end is in sight
+        assert max(counts) - min(counts) <= 1
+        assert len(counts) == -(-length // 48)
+    assert min(counts) >= 24
+
+
+def test_a_shot_between_cuts_is_divided_evenly() -> None:
+    video = np.concatenate((shot(0, 66), shot(1, 150)[:71], shot(2, 40)))
+    for total in (0, len(video)):
+        assert spans_of(video, total) == [33, 33, 36, 35, 40]
+
+
+@pytest.mark.parametrize("total", [50, 1000])
+def test_a_wrong_length_in_the_file_does_little_harm(total: int) -> None:
+    counts = spans_of(shot(0, 150), total)
+    assert sum(counts) == 150
+    assert 24 <= min(counts) <= max(counts) <= 48
 
 
 def test_impossible_bounds_are_refused() -> None:

@@ -123,7 +123,8 @@ def yuv420_to_rgb(planes: Planes) -> UInt8:
 
 def _to_8_bits(plane: UInt16) -> Float32:
     """Round 10-bit samples to the 8-bit scale, halves to even."""
-    return np.rint(plane.astype(np.float32) / np.float32(1 << (BASE_BITS - 8)))
+    samples: Float32 = np.rint(plane.astype(np.float32) / np.float32(1 << (BASE_BITS - 8)))
+    return samples
 
 
 def picture_color(picture: av.VideoFrame) -> ColorInfo:

@@ -36,14 +36,16 @@ class VideoReader:
 
     `info` describes the frames; pts are in its time base and start at 0. `end_pts` is when the
     last frame ends, 0 if not known yet (Y4M from a pipe). `audio` is None without sound;
-    `source` can be read again for it. `start` is the first frame's time in the file, in seconds.
+    `source` can be read again for it, and by another reader unless it is `streamed`; who opened it
+    closes it. `start` is the first frame's time in the file, in seconds.
 
     MediaError when there is nothing to read or it is damaged, LimitError beyond `limits`.
     """
 
-    def __init__(self, source: Path | BinaryIO, *, limits: Limits | None = None) -> None:
+    def __init__(self, source: Path | BinaryIO | Source, *, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        self.source = Source(source)
+        self._shared = isinstance(source, Source)
+        self.source = source if isinstance(source, Source) else Source(source)
         self._container: av.container.InputContainer | None = None
         try:
             self._open()
@@ -65,7 +67,8 @@ class VideoReader:
         if self._container is not None:
             self._container.close()
             self._container = None
-        self.source.close()
+        if not self._shared:
+            self.source.close()
 
     def _open(self) -> None:
         self._container = container = self.source.open()

@@ -145,18 +145,22 @@ class CutDetector:
 
 
 class SegmentPlanner:
-    """Push frames, get the spans of segments: cut at shot changes, of bounded length.
+    """Push frames, get the spans of segments: cut at shot changes, of bounded and even length.
 
-    Segments have `min_frames` to `max_frames` frames (the last one or a shorter stream fewer than
-    `min_frames`); a shot change closer than that to another boundary is not one. At most
-    `max_frames + min_frames` plus about half a second of frames wait for a decision.
+    A segment has at most `max_frames` frames. A shot that is longer is divided into near-equal
+    segments as far as its end is known: up to `reach` frames are looked at before a decision, and
+    where the shot goes on beyond that, `total` (frames of the input, 0 if not known) is taken for
+    its end. No shot change is closer than `min_frames` to the boundary before it. Parts of a
+    divided shot have at least half of `max_frames`, but for rounding, where the input ends as
+    announced. At most `reach` plus about half a second of frames wait for a decision.
     """
 
-    def __init__(self, fps: float, *, max_frames: int, min_frames: int) -> None:
+    def __init__(self, fps: float, *, max_frames: int, min_frames: int, total: int = 0) -> None:
         if not 1 <= min_frames <= max_frames // 2:
             raise ValueError(f"segments of {min_frames} to {max_frames} frames")
         self._detector = CutDetector(fps)
-        self._max, self._min = max_frames, min_frames
+        self._max, self._min, self._total = max_frames, min_frames, total
+        self.reach = max_frames + max_frames // 2
         self._start = self._count = 0
         self._cuts: deque[int] = deque()
 
@@ -169,30 +173,39 @@ class SegmentPlanner:
     def finish(self) -> list[Span]:
         """Return the segments of all frames that are left."""
         self._cuts.extend(self._detector.finish())
-        spans = self._split(self._count)
+        spans = self._split(0)
         while (left := self._count - self._start) > 0:
-            spans.append(self._take(left if left <= self._max else (left + 1) // 2))
+            spans.append(self._take(self._part(left)))
         return spans
 
     def _split(self, known: int) -> list[Span]:
+        """The segments that follow from the cuts found, and from what is `known` to have none."""
         spans: list[Span] = []
         while True:
             while self._cuts and self._cuts[0] - self._start < self._min:
                 self._cuts.popleft()
-            length = (self._cuts[0] if self._cuts else known) - self._start
-            if length >= self._max + self._min:
-                spans.append(self._take(self._max))
-            elif not self._cuts:
-                return spans
-            elif length > self._max:  # too long for one, and the rest would be too short
-                spans.append(self._take((length + 1) // 2))
+            if self._cuts:
+                spans.append(self._take(self._part(self._cuts[0] - self._start)))
+            elif known - self._start > self.reach:
+                left = self._total - self._start
+                certain = left >= known - self._start  # a wrong announcement is no guide
+                spans.append(self._take(self._part(left) if certain else _usual(self._max)))
             else:
-                spans.append(self._take(length))
+                return spans
+
+    def _part(self, length: int) -> int:
+        """The first of the fewest near-equal parts of a shot of this length."""
+        return -(-length // -(-length // self._max))
 
     def _take(self, count: int) -> Span:
         span = Span(self._start, count)
         self._start += count
         return span
+
+
+def _usual(longest: int) -> int:
+    """Length of a segment of a shot whose end is not in sight: the rest shall not be too short."""
+    return max(1, longest * 9 // 10)
 
 
 def _look(frame: UInt8) -> _Look:
