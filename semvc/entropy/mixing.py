@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,15 @@ _RATE_BITS = 11
 _BATCH = 32
 _LARGEST = 8 << (WEIGHT_BITS + _FINE_BITS)
 _HALF = LOGIT_ROWS // 2
+
+
+class Guess(NamedTuple):
+    """A predicted batch of n symbols: `rows` [n] of `logistic_tables`, and how they came about."""
+
+    places: Int64
+    logits: Int32
+    rows: Int64
+    select: Int64
 
 
 class BitMixer:
@@ -58,14 +68,27 @@ class BitMixer:
 
         `contexts` int64 [K, n] holds a context of each family, `select` [n] picks the weights.
         """
+        guess = self.predict(contexts, select)
+        result = coder.code(bits, len(select), logistic_tables(), guess.rows)
+        self.learn(guess, result)
+        return result
+
+    def predict(self, contexts: Int64, select: Int64) -> Guess:
+        """What `code` would code a batch with; see there."""
         places = (contexts + self._first) * 2
         logits = self.logits(places)
         mixed = ((self._weights >> _FINE_BITS)[select].T * logits).sum(axis=0)
         rows = np.clip(mixed >> WEIGHT_BITS, -_HALF, _HALF - 1) + _HALF
-        result = coder.code(bits, len(select), logistic_tables(), rows)
-        self._learn_weights(logits, result, rows, select)
-        self.learn_counts(places, result)
-        return result
+        return Guess(places, logits, rows, select)
+
+    def learn(self, guess: Guess, bits: Ints) -> None:
+        """Learn from the `bits` [n] of a predicted batch, however they were coded."""
+        self._learn_weights(guess.logits, bits, guess.rows, guess.select)
+        self.learn_counts(guess.places, bits)
+
+    def state(self) -> tuple[Int32, Int64]:
+        """All families' counts [N, 2] and the weights [S, K] in 1/4096, as they are now."""
+        return self._counts.reshape(-1, 2).copy(), self._weights >> _FINE_BITS
 
     def logits(self, places: Int64) -> Int32:
         """Predictions int32 [K, n] in 1/256 nat, for contexts at `places` of the counts."""
@@ -84,13 +107,13 @@ class BitMixer:
                 self._counts[side] = (self._counts[side] + 1) >> 1
             full = full[self._counts[full] + self._counts[full + 1] > self._memory]
 
-    def _learn_weights(self, logits: Int32, bits: Int32, rows: Int64, select: Int64) -> None:
+    def _learn_weights(self, logits: Int32, bits: Ints, rows: Int64, select: Int64) -> None:
         """Move each row of weights against the mean error of its symbols.
 
         Rows with fewer than `_BATCH` symbols move in proportion to their number. The error is
         below 2**16, a logit below 2**12, a batch below 2**28: the sums fit int64.
         """
-        error = (bits.astype(np.int64) << 16) - _shares()[rows]
+        error = (bits.astype(np.int64) << 16) - shares()[rows]
         slope = np.zeros_like(self._weights)
         cells = select * slope.shape[1] + np.arange(slope.shape[1])[:, None]
         np.add.at(slope.reshape(-1), cells.reshape(-1), (error * logits).reshape(-1))
@@ -100,6 +123,6 @@ class BitMixer:
 
 
 @functools.cache
-def _shares() -> Int64:
+def shares() -> Int64:
     """Probability of symbol 1 in each row of `logistic_tables`, in 1/2**16, rounded down."""
     return logistic_tables().freqs[:, 1].astype(np.int64) >> 8

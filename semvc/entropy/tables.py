@@ -112,6 +112,10 @@ class AdaptiveTables:
             self._tables = normalize(self._counts)
         return self._tables
 
+    def state(self) -> Int64:
+        """All counts [N, A] as they are now."""
+        return self._counts.copy()
+
     def update(self, index: Ints, values: Ints) -> None:
         """Count `values` [n] under the table rows `index` [n]; both integer arrays in range."""
         if len(values) == 0:
