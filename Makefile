@@ -11,7 +11,7 @@ help: ## list the targets
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt hatchling editables hypothesis import-linter mypy pytest ruff
+	$(BIN)/pip install --quiet -c constraints.txt hatchling editables hypothesis import-linter matplotlib mypy pytest ruff
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e .
 	touch $@
 
