@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]  # (rate, value of a metric)
 
 ENVELOPE_CODECS = ("svtav1", "x265", "vvenc")
-COMPARED = tuple(name for name, metric in METRICS.items() if metric.better in ("lower", "higher"))
+# errors of motion fall when less moves or a picture is blurred: no rate belongs to a value of them
+_WITHOUT_RATE = ("ewarp", "tof")
+COMPARED = tuple(
+    name
+    for name, metric in METRICS.items()
+    if metric.better in ("lower", "higher") and name not in _WITHOUT_RATE
+)
 
 
 def front(points: Points, *, lower: bool) -> tuple[tuple[float, float], ...]:

@@ -31,7 +31,8 @@ _Any = TypeVar("_Any")
 class Metric:
     """A figure of quality: `better` is lower, higher, zero (nearer to it) or "" (context only).
 
-    Only figures that are better lower or higher have envelopes and BD-rates.
+    Only figures that are better lower or higher have envelopes and BD-rates, and of those not the
+    errors of motion: see `curves.COMPARED`.
     """
 
     name: str
