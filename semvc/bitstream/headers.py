@@ -51,6 +51,7 @@ class SectionType(IntEnum):
     TIMING = 11  # 1.0
     KEYFRAME = 12  # 1.0
     AUDIO_COPY = 13  # 1.0
+    DEPTH = 14  # 1.0
 
     @classmethod
     def _missing_(cls, value: object) -> SectionType | None:
@@ -148,6 +149,9 @@ class StreamHeader:
     audio: bytes = wire.record(0x03, fields.Raw(), "configuration of the audio sections", b"")
     time_base: Fraction | None = wire.record(
         0x04, fields.Ratio(), "seconds per pts tick; present if frame timing varies", None
+    )
+    codec_id: bytes = wire.record(
+        0x05, fields.Raw(8), "first 8 bytes of SHA-256 of the latents' codec's manifest", b""
     )
     title: str = wire.record(0x81, fields.Text(), "free text, shown and never interpreted", "")
     extra: tuple[tuple[int, bytes], ...] = ()
