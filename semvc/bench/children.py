@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -67,14 +68,13 @@ class Children:
             self._stopped.set()
             running = list(self._running)
         for child in running:
-            with contextlib.suppress(ProcessLookupError):
-                child.terminate()
+            _signal(child, signal.SIGTERM)
         end = time.monotonic() + _GRACE
         for child in running:
             try:
                 child.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
-                child.kill()
+                _signal(child, signal.SIGKILL)
 
     @contextlib.contextmanager
     def _started(self, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
@@ -94,3 +94,9 @@ class Children:
         finally:
             with self._lock:
                 self._running.discard(child)
+
+
+def _signal(child: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to a process and to those that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, number)

@@ -80,15 +80,6 @@ def run(suite: Suite, job: Job, *, on_progress: Progress | None = None) -> Repor
         return runner.run(on_progress or (lambda *_: None))
 
 
-def load(folder: Path) -> Report:
-    """Return the report in a folder of results; UsageError if there is none that can be read."""
-    path = folder / "report.json"
-    try:
-        return Report.from_json(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no report in {folder}: run the benchmark first ({error})") from error
-
-
 @dataclass(frozen=True, slots=True)
 class _Source:
     """A clip as it is coded: its key, its file, and what it is."""
