@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands that need them: `info` and `--hel
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -32,6 +33,7 @@ from semvc.errors import (
 )
 
 _COMPLETE = "_SEMVC_COMPLETE"
+_LATER = {"bench": "semvc.bench.cli:bench"}  # groups in modules of their own
 _CLEANING_SECONDS = 2.0  # signals that come so soon after one are taken as the same
 
 
@@ -138,7 +140,23 @@ def _close_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@click.group(epilog=EXIT_CODES)
+class _Main(click.Group):
+    """The commands below, and the groups of `_LATER`, which are imported when asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [
+            *super().list_commands(ctx),
+            *(name for name in _LATER if name not in self.commands),
+        ]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _LATER and cmd_name not in self.commands:
+            module, _, attribute = _LATER[cmd_name].partition(":")
+            self.add_command(getattr(importlib.import_module(module), attribute), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Main, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="semvc")
 @arguments.debug_option
 def main() -> None:
