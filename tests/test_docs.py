@@ -29,7 +29,9 @@ SIGNALS = {130, 143}  # exit codes that no class owns
 
 def commands(group: click.Group = cli.main, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every command that does something, by its words."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix}{name} ")
         else:
