@@ -6,7 +6,8 @@ import io
 
 from strategies import key
 
-from semvc.bitstream.container import StreamReader, probe, verify
+from semvc.bitstream.container import StreamInfo, StreamReader, probe, verify
+from semvc.bitstream.headers import AUDIO_SECTIONS
 from semvc.bitstream.segments import pack
 from semvc.errors import SemvcError
 
@@ -49,3 +50,26 @@ def check_hostile(raw: bytes) -> None:
             reader.at_frame(1)
         except SemvcError:
             continue
+
+
+def overhead_of(info: StreamInfo) -> tuple[int, list[int]]:
+    """What FORMAT.md section 9 says that a stream costs: once, and each segment."""
+    header, kinds = info.header, info.header.sections
+    fields = (header.width, header.height, header.segment_frames, header.total_frames)
+    once = 46 + sum(map(_uv, (*fields, info.frames))) + (len(kinds) + 2) // 2
+    once += len(header.title.encode()) + 2 if header.title else 0
+    each = []
+    for row in info.table:
+        sizes, missing = dict(row.sections), header.segment_frames - row.frames
+        lengths = {kind: _uv(sizes.get(kind, 0)) for kind in kinds[:-1]}
+        frames = _uv(missing) if missing else 0
+        payload = sum(sizes.values()) + sum(lengths.values()) + frames + 2
+        counted = sum(size for kind, size in lengths.items() if kind not in AUDIO_SECTIONS)
+        each.append(8 + _uv(payload) + counted + frames)
+    last = info.table[-1].offset + info.table[-1].bytes if info.table else 0
+    once += len(header.to_bytes()) + 6 + _uv(len(header.to_bytes())) if last > 100_000 else 0
+    return once, each
+
+
+def _uv(value: int) -> int:
+    return max(1, -(-value.bit_length() // 7))

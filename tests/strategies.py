@@ -297,5 +297,5 @@ def hostile_stream(rng: random.Random) -> bytes:
             payload = bytes(head)
         found += framing.chunk(kind, payload, index, start)
         if kind in (1, 4):
-            index, start = index + 1, start + (150 if kind == 1 else payload[0] if payload else 0)
+            index, start = index + 1, start + 150 - (payload[0] % 150 if kind == 4 and payload else 0)
     return bytes(found)

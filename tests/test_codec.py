@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from modelfolder import write_models
+from oracles import overhead_of
 from program import FAST, PROGRAM, environment, semvc_process, size, start, wait_until
 from scene import Scene, Sound, beep_times, beeps, read_sound, write_video
 
 from semvc.bitstream.container import Segment, StreamReader, StreamWriter, probe, verify
-from semvc.bitstream.headers import SectionType
+from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType
 from semvc.decoder import DecodeJob, decode
 from semvc.encoder import EncodeJob, encode
 from semvc.errors import BitstreamError, UsageError
@@ -146,6 +147,23 @@ def test_caption_sketch_and_title_travel_along(clip: Path, tmp_path: Path) -> No
     assert set(segments(stream)[0].sections) == kinds
     with stream.open("rb") as opened:
         assert probe(opened).header.title == "t"
+
+
+def test_containers_cost_what_the_format_says(
+    scenes: Path, long_stream: Path, tmp_path: Path
+) -> None:
+    options = EncodeOptions(preset=12, caption="a room", sketch=True, quality=50, segment_seconds=1)
+    encode(scenes, tmp_path / "a.svc", options)
+    for path in (tmp_path / "a.svc", long_stream):
+        with path.open("rb") as opened:
+            info = probe(opened)
+        once, each = overhead_of(info)
+        assert info.overhead_bytes == once + sum(each) and once <= 61
+        for row, cost in zip(info.table, each, strict=True):
+            sizes = dict(row.sections)
+            large = [kind for kind in sizes if kind not in AUDIO_SECTIONS][:-1]
+            more = sum(sizes[kind] >= 128 for kind in large)
+            assert cost <= 13 + (row.frames < info.header.segment_frames) + more
 
 
 def test_the_small_tier_runs_with_a_model_of_ones_own(clip: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import overhead_of
 from strategies import (
     EDGES,
     chunks_of,
@@ -138,11 +139,11 @@ def test_a_small_stream_has_known_bytes() -> None:
     sink = io.BytesIO()
     writer = StreamWriter(sink, header)
     writer.write(8, {S.KEYFRAME: b"abc"}, 0x1234)
-    writer.write(3, {}, 0)
+    writer.write(3, {}, 0)  # five frames are missing
     writer.finish()
     assert sink.getvalue().hex() == (
         "8a535643101e00000100000000000000000000000000000000000000101003010800001c5e489b"
-        "9c10057d616263341200aa93df4103c70300000a7cf55d2205ef0bcd96e958808ca91f"
+        "9c10057d616263341200aa93df4103c705000049b640b52205ef0b3f42137a47d1f0a3"
     )
 
 
@@ -180,8 +181,10 @@ def overhead_stream(sections: tuple[S, ...], frames: list[int]) -> bytes:
 def test_overhead_stays_within_its_budget(sections: tuple[S, ...], frames: list[int]) -> None:
     raw = overhead_stream(sections, frames)
     info = probe(io.BytesIO(raw))
-    copy = len(info.header.to_bytes()) + 9 if len(raw) > 100_000 else 0
-    assert info.overhead_bytes <= 61 + 13 * len(frames) + copy
+    once, each = overhead_of(info)
+    assert info.overhead_bytes == once + sum(each)
+    assert once <= 61 + (len(info.header.to_bytes()) + 8 if len(raw) > 100_000 else 0)
+    assert each == [each[0] + (count < 150) for count in frames] and each[0] <= 13
     assert info.bytes == len(raw) == info.overhead_bytes + sum(s.bytes for s in info.sections)
 
 

@@ -18,6 +18,7 @@ from semvc.bitstream.framing import (
 )
 from semvc.bitstream.headers import StreamHeader, check_samples
 from semvc.bitstream.salvage import Place
+from semvc.bitstream.segments import missing_frames
 from semvc.bitstream.source import BLOCK, Window
 from semvc.bitstream.wire import Cursor, uv_bytes
 from semvc.errors import BitstreamError, LimitError, UnsupportedError
@@ -55,14 +56,14 @@ class Directory:
         return Place(self._offsets[at], self._indices[at], self._starts[at])
 
 
-def index_payload(lengths: array[int], shorts: array[int]) -> bytes:
+def index_payload(lengths: array[int], missing: array[int]) -> bytes:
     """Return the payload of an INDEX chunk.
 
-    `lengths` are the segments' payload lengths, `shorts` their frames, or 0 for a full segment.
+    `lengths` are the segments' payload lengths, `missing` the frames that they lack.
     The last four bytes are the payload's own length, so that it is found from END backwards.
     """
-    pairs = zip(lengths, shorts, strict=True)
-    body = b"".join(uv_bytes(length) + uv_bytes(short) for length, short in pairs)
+    pairs = zip(lengths, missing, strict=True)
+    body = b"".join(uv_bytes(length) + uv_bytes(frames) for length, frames in pairs)
     return body + (len(body) + 4).to_bytes(4, "little")
 
 
@@ -99,9 +100,11 @@ def _parse_index(
     try:
         while cursor.rest():
             found.add(offset, index, start)
-            length, short = cursor.uv(), cursor.uv()
+            length, missing = cursor.uv(), cursor.uv()
+            if missing >= header.segment_frames:
+                return None
             offset += 2 + len(uv_bytes(length)) + length + CRC_BYTES
-            index, start = index + 1, start + (short or header.segment_frames)
+            index, start = index + 1, start + header.segment_frames - missing
             check_samples(header, start, limits)
     except (BitstreamError, LimitError):
         return None
@@ -129,8 +132,7 @@ def by_skipping(window: Window, header: StreamHeader, body: int, limits: Limits)
                 frames = header.segment_frames
                 if head.kind == ChunkType.SEGMENT_SHORT:
                     cursor = Cursor(data[head.size :], limits, base=offset + head.size)
-                    cursor.field = "frames"
-                    frames = cursor.bound(cursor.uv(), 1, header.segment_frames - 1)
+                    frames -= missing_frames(cursor, header)
                 index, start = index + 1, start + frames
                 check_samples(header, start, limits)
             elif head.kind < 8:

@@ -50,7 +50,13 @@ def pack(
     body = lengths + b"".join(payloads) + state_check.to_bytes(STATE_BYTES, "little")
     if frames == header.segment_frames:
         return ChunkType.SEGMENT, body
-    return ChunkType.SEGMENT_SHORT, uv_bytes(frames) + body
+    return ChunkType.SEGMENT_SHORT, uv_bytes(header.segment_frames - frames) + body
+
+
+def missing_frames(cursor: Cursor, header: StreamHeader) -> int:
+    """Return how many frames the SEGMENT_SHORT whose payload `cursor` begins lacks."""
+    cursor.field = "missing frames"
+    return cursor.bound(cursor.uv(), 1, header.segment_frames - 1)
 
 
 def unpack(
@@ -63,8 +69,7 @@ def unpack(
     cursor = Cursor(payload, limits, base=base)
     frames = header.segment_frames
     if kind == ChunkType.SEGMENT_SHORT:
-        cursor.field = "frames"
-        frames = cursor.bound(cursor.uv(), 1, header.segment_frames - 1)
+        frames -= missing_frames(cursor, header)
     lengths = []
     for section in header.sections[:-1]:
         cursor.field = f"length of section {section.name}"

@@ -55,7 +55,7 @@ class StreamWriter:
         self.section_bytes: Counter[SectionType] = Counter()
         self.resumed: Segment | None = None
         self._chain = 0
-        self._lengths, self._shorts = array("L"), array("L")
+        self._lengths, self._missing = array("L"), array("L")
         self._closed = False
 
     def write(self, frames: int, sections: Mapping[SectionType, bytes], state_check: int) -> int:
@@ -76,7 +76,7 @@ class StreamWriter:
         check_samples(self.header, self.next_frame + frames, limits)
         chunk = self._framing.chunk(kind, payload, self.next_index, self.next_frame)
         self._put(chunk)
-        self._count(kind, len(payload), frames, chunk[-4:])
+        self._count(len(payload), frames, chunk[-4:])
         self.section_bytes.update({kind: len(data) for kind, data in sections.items()})
         return len(chunk)
 
@@ -93,7 +93,7 @@ class StreamWriter:
         if self.bytes_written > COPY_ABOVE:
             self.append(ChunkType.HEADER_COPY, self.header.to_bytes())
         if self.next_index >= MIN_SEGMENTS:
-            payload = index_payload(self._lengths, self._shorts)
+            payload = index_payload(self._lengths, self._missing)
             if len(payload) <= DEFAULT_LIMITS.max_chunk_bytes:
                 self.append(ChunkType.INDEX, payload)
         out = wire.Builder(DEFAULT_LIMITS)
@@ -103,9 +103,9 @@ class StreamWriter:
         )
         self._closed = True
 
-    def _count(self, kind: int, length: int, frames: int, crc: bytes) -> None:
+    def _count(self, length: int, frames: int, crc: bytes) -> None:
         self._lengths.append(length)
-        self._shorts.append(0 if kind == ChunkType.SEGMENT else frames)
+        self._missing.append(self.header.segment_frames - frames)
         self._chain = zlib.crc32(crc, self._chain)
         self.next_index += 1
         self.next_frame += frames
@@ -182,7 +182,7 @@ def _replay(writer: StreamWriter, source: io.FileIO, body: int) -> int:
     try:
         for chunk, segment in StreamReader(source).chunks():
             if segment is not None:
-                writer._count(chunk.head.kind, chunk.head.length, segment.frames, chunk.crc)
+                writer._count(chunk.head.length, segment.frames, chunk.crc)
                 writer.section_bytes.update({k: len(d) for k, d in segment.sections.items()})
                 writer.resumed = segment
                 end = chunk.offset + chunk.head.total
