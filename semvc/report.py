@@ -44,6 +44,7 @@ class Report:
             "kbps": 8 * self.bytes / self.video_seconds / 1000 if self.video_seconds else 0.0,
             "fps": self.frames / self.seconds if self.seconds else 0.0,
             "peak_memory_bytes": _peak_memory(),
+            "peak_cuda_bytes": _peak_cuda_memory(),
         }
         return row
 
@@ -68,3 +69,14 @@ def _peak_memory() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_cuda_memory() -> int | None:
+    """Most memory of a graphics card that torch held at once in bytes; None if it used none.
+
+    torch is only looked at if something else imported it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_allocated())
