@@ -144,10 +144,7 @@ class _Main(click.Group):
     """The commands below, and the groups of `_LATER`, which are imported when asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [
-            *super().list_commands(ctx),
-            *(name for name in _LATER if name not in self.commands),
-        ]
+        return sorted({*super().list_commands(ctx), *_LATER})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _LATER and cmd_name not in self.commands:
