@@ -224,10 +224,10 @@ _ENCODE = (
 _DECODE = (
     click.option(
         "--tier",
-        type=click.Choice(["preview", "small"]),
+        type=click.Choice(["preview", "small", "full"]),
         default="small",
         show_default=True,
-        help="preview needs no model; small is the bundled generator.",
+        help="preview needs no generator; small is the bundled one, full a large one.",
     ),
     click.option(
         "--steps",

@@ -260,9 +260,10 @@ def info(source: Path, segments: bool, models_dir: Path | None, as_json: bool) -
 @main.command(epilog=EXIT_CODES)
 @click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--deep", is_flag=True, help="Also decode every integer and the base layer.")
+@arguments.models_dir_option
 @arguments.json_option
 @arguments.debug_option
-def verify(source: Path, deep: bool, as_json: bool) -> int:
+def verify(source: Path, deep: bool, models_dir: Path | None, as_json: bool) -> int:
     """Check every checksum, limit and the end of a stream; exit 4 if it is damaged."""
     from semvc.bitstream.probe import verify as verify_container
 
@@ -272,7 +273,7 @@ def verify(source: Path, deep: bool, as_json: bool) -> int:
         if deep and not damage:
             from semvc import inspect
 
-            damage += inspect.verify_signals(opened)
+            damage += inspect.verify_signals(opened, models_dir)
     row = {
         "intact": not damage,
         "deep": deep,
@@ -299,13 +300,14 @@ def verify(source: Path, deep: bool, as_json: bool) -> int:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--force", "-f", is_flag=True, help="Write into a folder that has files.")
+@arguments.models_dir_option
 @arguments.debug_option
-def dump(source: Path, folder: Path, force: bool) -> None:
+def dump(source: Path, folder: Path, force: bool, models_dir: Path | None) -> None:
     """Write every signal of a stream as files a person can open."""
     from semvc import inspect
 
     with _stream(source) as opened:
-        count = inspect.dump(opened, folder, force=force)
+        count = inspect.dump(opened, folder, force=force, models_dir=models_dir)
     click.echo(f"{folder}: {count} files")
 
 
@@ -315,9 +317,15 @@ def dump(source: Path, folder: Path, force: bool) -> None:
 @click.option("--drop", multiple=True, help="Section type to leave out, as sketch or audio_opus.")
 @click.option("--caption", type=arguments.TEXT, help="New text of every caption, or @FILE.")
 @arguments.force_option
+@arguments.models_dir_option
 @arguments.debug_option
 def edit(
-    source: Path, target: Path, drop: tuple[str, ...], caption: str | None, force: bool
+    source: Path,
+    target: Path,
+    drop: tuple[str, ...],
+    caption: str | None,
+    force: bool,
+    models_dir: Path | None,
 ) -> None:
     """Drop a section type or replace the caption; the rest stays byte for byte."""
     from semvc import inspect
@@ -327,7 +335,7 @@ def edit(
     text = None if caption is None else arguments.caption(caption)
     arguments.check_outputs(source, target)
     with _stream(source, pipe=False) as opened:
-        inspect.edit(opened, target, drop=drop, caption=text, force=force)
+        inspect.edit(opened, target, drop=drop, caption=text, force=force, models_dir=models_dir)
 
 
 @main.group()

@@ -26,14 +26,27 @@ def stream(found: StreamInfo, models_dir: Path | None, *, segments: bool) -> dic
     if named is not None:
         made_for["signals_read"] = list(named.signals)
     rows["models"] = [made_for]
-    installed = [
-        ref.tier
-        for ref in weights.index(models_dir)
-        if ref.profile == rows["profile"] and weights.folder(ref, models_dir) is not None
-    ]
-    rows["tiers"] = ["preview", *installed]
+    codec = ""
+    if found.header.codec_id:
+        coded_by = weights.by_codec(found.header.codec_id, models_dir)
+        present = coded_by is not None and weights.folder(coded_by, models_dir) is not None
+        codec = found.header.codec_id.hex() if coded_by is None else coded_by.id
+        rows["models"].append({"role": "codec", "id": codec, "available": present})
+    else:
+        present = True
+    rows["tiers"] = _tiers(rows["profile"], codec, models_dir) if present else []
     rows["disclosure"] = _NOTE
     return rows
+
+
+def _tiers(profile: str, codec: str, models_dir: Path | None) -> list[str]:
+    found = [
+        ref.tier
+        for ref in weights.index(models_dir)
+        if (ref.role, ref.profile, ref.codec) == ("generator", profile, codec)
+        and weights.folder(ref, models_dir) is not None
+    ]
+    return ["preview", *found]
 
 
 def model(ref: weights.ModelRef, models_dir: Path | None) -> dict[str, Any]:
@@ -49,6 +62,7 @@ def model(ref: weights.ModelRef, models_dir: Path | None) -> dict[str, Any]:
         "licence": ref.licence,
         "source": ref.source,
         "signals": list(ref.signals),
+        "codec": ref.codec,
     }
 
 
@@ -68,14 +82,22 @@ def table(rows: dict[str, Any]) -> str:
     for item in rows["sections"]:
         share = item["bytes"] / max(size, 1)
         lines.append(f"{item['bytes']:>10}  {share:6.1%}  {item['count']:>5}  {item['type']}")
+        if item["type"] == "latent":
+            names = {"intra": "first frames", "hyper": "hyper-latents", "latent": "latents"}
+            for part, weight in rows["latent_parts"].items():
+                lines.append(
+                    f"{weight:>10}  {weight / max(size, 1):6.1%}           of it"
+                    f" {names.get(part, 'their lengths')}"
+                )
     share = rows["overhead_bytes"] / max(size, 1)
     lines.append(f"{rows['overhead_bytes']:>10}  {share:6.1%}         container")
     lines.append("")
     for item in rows["models"]:
         state = "installed" if item["available"] else "not installed"
         reads = ", reads " + ", ".join(item["signals_read"]) if "signals_read" in item else ""
-        lines.append(f"made for   {item['id']} ({state}{reads})")
-    lines.append(f"tiers      {', '.join(rows['tiers'])}")
+        what = "coded by" if item["role"] == "codec" else "made for"
+        lines.append(f"{what}   {item['id']} ({state}{reads})")
+    lines.append(f"tiers      {', '.join(rows['tiers']) or 'none: the codec is not installed'}")
     if title := rows["header"].get("title"):
         lines.append(f"title      {printable(str(title))}")
     if not rows["complete"]:

@@ -21,13 +21,16 @@ from semvc.signals.audio import decode_audio
 from semvc.signals.caption import Caption, encode_caption
 
 
-def verify_signals(source: BinaryIO) -> list[str]:
-    """Decode every integer and the base layer; return what is wrong, one sentence each."""
+def verify_signals(source: BinaryIO, models_dir: Path | None = None) -> list[str]:
+    """Decode every integer and the base layer; return what is wrong, one sentence each.
+
+    ModelError if a codec is needed that is not in `models_dir` or bundled.
+    """
     source.seek(0)
     reader = StreamReader(source)
     decoder.check_entropy(reader.header)
     damage: list[str] = []
-    with contextlib.closing(profiles.create(reader.header.profile)) as profile:
+    with contextlib.closing(profiles.create(reader.header.profile, models_dir)) as profile:
         for segment in reader:
             try:
                 decoder.unpack(profile, segment, reader.header)
@@ -38,7 +41,7 @@ def verify_signals(source: BinaryIO) -> list[str]:
     return damage
 
 
-def dump(source: BinaryIO, folder: Path, *, force: bool) -> int:
+def dump(source: BinaryIO, folder: Path, *, force: bool, models_dir: Path | None = None) -> int:
     """Write every signal as files a person can open; return how many there are.
 
     `info.json` describes the stream; each segment has its own files, named by its number.
@@ -50,7 +53,7 @@ def dump(source: BinaryIO, folder: Path, *, force: bool) -> int:
     decoder.check_entropy(reader.header)
     folder.mkdir(parents=True, exist_ok=True)
     sound: list[tuple[int, tuple[bytes, ...]]] = []
-    with contextlib.closing(profiles.create(reader.header.profile)) as profile:
+    with contextlib.closing(profiles.create(reader.header.profile, models_dir)) as profile:
         for segment in reader:
             timing, signals = decoder.unpack(profile, segment, reader.header)
             if timing is not None:
@@ -62,7 +65,7 @@ def dump(source: BinaryIO, folder: Path, *, force: bool) -> int:
                 begin = timing.pts[0] if timing else segment.start
                 sound.append((_samples(begin, reader.header) + audio.offset, audio.packets))
     source.seek(0)
-    account = describe.stream(container.probe(source), None, segments=True)
+    account = describe.stream(container.probe(source), models_dir, segments=True)
     (folder / "info.json").write_text(json.dumps(account, indent=2) + "\n", "utf-8")
     if sound:
         write_packets(folder / "audio", AudioConfig.from_bytes(reader.header.audio), sound)
@@ -76,19 +79,20 @@ def edit(
     drop: tuple[str, ...] = (),
     caption: str | None = None,
     force: bool = False,
+    models_dir: Path | None = None,
 ) -> None:
     """Copy a stream without some section types, or with another caption; the rest byte for byte."""
     kinds = {_section(name) for name in drop}
-    if SectionType.BASE_AV1 in kinds or SectionType.TIMING in kinds:
+    if kinds & {SectionType.BASE_AV1, SectionType.TIMING, SectionType.LATENT}:
         raise UsageError(
-            "the base layer and the timing cannot be dropped: nothing decodes without them"
+            "the base layer, latents and the timing cannot be dropped: nothing decodes without them"
         )
     replace = {} if caption is None else {SectionType.CAPTION: encode_caption(Caption(caption))[0]}
     header = StreamReader(source).header
     decoder.check_entropy(header)
     source.seek(0)
     with (
-        contextlib.closing(profiles.create(header.profile)) as profile,
+        contextlib.closing(profiles.create(header.profile, models_dir)) as profile,
         PartFile(target, force=force) as part,
     ):
 

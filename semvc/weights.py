@@ -26,7 +26,9 @@ _SYNTHESIS_VERSION = 1  # raised when conditioning, noise or sampling changes wh
 class ModelRef:
     """One row of `index.toml`: what a model is, and the SHA-256 of its two files.
 
-    `signals` are the section names that the model reads; `bytes` is the size of its weights.
+    `role` is generator or codec; `signals` are the section names that the model reads; `bytes` is
+    the size of its weights; `codec` is the id of the codec that a generator was trained for, empty
+    where there is none.
     """
 
     id: str
@@ -39,12 +41,20 @@ class ModelRef:
     licence: str
     source: str
     signals: tuple[str, ...]
+    codec: str = ""
 
     def decoder_id(self) -> builtins.bytes:
         """Return the 4 bytes that a stream's header holds: a hash of all that decides the picture.
 
         It is taken of the canonical JSON of the model's hashes and of the synthesis's version.
         """
+        return self._digest()[:4]
+
+    def codec_id(self) -> builtins.bytes:
+        """Return the 8 bytes by which a stream names its codec: more of the same hash."""
+        return self._digest()[:8]
+
+    def _digest(self) -> builtins.bytes:
         manifest = {
             "config": self.config_sha256,
             "model": self.id,
@@ -52,7 +62,7 @@ class ModelRef:
             "weights": self.weights_sha256,
         }
         text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode("ascii")).digest()[:4]
+        return hashlib.sha256(text.encode("ascii")).digest()
 
 
 def index(models_dir: Path | None = None) -> tuple[ModelRef, ...]:
@@ -72,10 +82,15 @@ def index(models_dir: Path | None = None) -> tuple[ModelRef, ...]:
     return tuple(found.values())
 
 
-def for_profile(profile: str, tier: str, models_dir: Path | None = None) -> ModelRef:
-    """Return the model that decodes `profile` at `tier`; ModelError if none is known."""
+def for_profile(
+    profile: str, tier: str, models_dir: Path | None = None, *, codec: str = ""
+) -> ModelRef:
+    """Return the generator that decodes `profile` at `tier`; ModelError if none is known.
+
+    `codec` is the id of the codec that it must have been trained for.
+    """
     for ref in index(models_dir):
-        if (ref.profile, ref.tier) == (profile, tier):
+        if (ref.role, ref.profile, ref.tier) == ("generator", profile, tier) and ref.codec == codec:
             return ref
     raise ModelError(
         f"no model for profile {profile} at tier {tier} is installed; see 'semvc models list',"
@@ -83,9 +98,27 @@ def for_profile(profile: str, tier: str, models_dir: Path | None = None) -> Mode
     )
 
 
+def codec_for(profile: str, models_dir: Path | None = None) -> ModelRef:
+    """Return the codec that writes `profile`, the first one known; ModelError if there is none."""
+    for ref in index(models_dir):
+        if (ref.role, ref.profile) == ("codec", profile):
+            return ref
+    raise ModelError(
+        f"profile {profile} needs a codec model, and none is installed: give the folder that holds"
+        " one and its index.toml with --models-dir, or encode with --profile disco"
+    )
+
+
+def by_codec(codec_id: bytes, models_dir: Path | None = None) -> ModelRef | None:
+    """Return the codec that a stream names, or None if it is not installed."""
+    codecs = (ref for ref in index(models_dir) if ref.role == "codec")
+    return next((ref for ref in codecs if ref.codec_id() == codec_id), None)
+
+
 def by_decoder(decoder_id: bytes, models_dir: Path | None = None) -> ModelRef | None:
-    """Return the model whose `decoder_id` a stream names, or None if it is not installed."""
-    return next((ref for ref in index(models_dir) if ref.decoder_id() == decoder_id), None)
+    """Return the generator whose `decoder_id` a stream names, or None if it is not installed."""
+    generators = (ref for ref in index(models_dir) if ref.role == "generator")
+    return next((ref for ref in generators if ref.decoder_id() == decoder_id), None)
 
 
 def folder(ref: ModelRef, models_dir: Path | None = None) -> Path | None:

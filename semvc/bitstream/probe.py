@@ -10,11 +10,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from semvc.bitstream import wire
+from semvc.bitstream import latents, wire
 from semvc.bitstream.headers import AUDIO_SECTIONS, DEFAULT_LIMITS, SectionType, StreamHeader
 from semvc.bitstream.reader import StreamReader
 from semvc.bitstream.segments import Segment
 from semvc.bitstream.wire import uv_bytes
+from semvc.errors import BitstreamError
 from semvc.types import Limits
 
 _RECORD_OWNERS = {
@@ -22,6 +23,7 @@ _RECORD_OWNERS = {
     "base_size": (SectionType.BASE_AV1, SectionType.BASE_HEVC),
     "audio": (SectionType.AUDIO_OPUS, SectionType.AUDIO_COPY),
     "time_base": (SectionType.TIMING,),
+    "codec_id": (SectionType.LATENT,),
 }
 
 
@@ -66,6 +68,7 @@ class StreamInfo:
     `bytes` is the whole stream. It is the sum of `overhead_bytes` and of all `sections`, where a
     section type's bytes include the header records that belong to it, and audio's include the
     lengths of audio sections. `frames` are those present; `complete` is false if some are missing.
+    `latent_parts` are the bytes of the parts of all LATENT sections, by name.
     """
 
     header: StreamHeader
@@ -76,6 +79,7 @@ class StreamInfo:
     table: tuple[SegmentInfo, ...]
     complete: bool
     warnings: tuple[str, ...]
+    latent_parts: tuple[tuple[str, int], ...] = ()
 
     @property
     def segments(self) -> int:
@@ -130,6 +134,8 @@ class StreamInfo:
             "warnings": list(self.warnings),
             "header": self.header.to_json(),
         }
+        if self.latent_parts:
+            found["latent_parts"] = dict(self.latent_parts)
         if segments:
             found["table"] = [row.to_json() for row in self.table]
         return found
@@ -179,8 +185,11 @@ def probe(source: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> StreamInfo:
     header = reader.header
     sizes: Counter[SectionType] = Counter()
     counts: Counter[SectionType] = Counter()
+    parts: Counter[str] = Counter()
     rows, frames = [], 0
     for segment in reader:
+        if SectionType.LATENT in segment.sections:
+            parts.update(_latent_parts(segment.sections[SectionType.LATENT]))
         frames += segment.frames
         for kind, payload in segment.sections.items():
             sizes[kind] += len(payload)
@@ -204,6 +213,7 @@ def probe(source: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> StreamInfo:
         table=tuple(rows),
         complete=reader.end is not None and not reader.gaps,
         warnings=tuple(reader.warnings),
+        latent_parts=tuple(parts.items()),
     )
 
 
@@ -228,6 +238,13 @@ def verify(
         damage=tuple(damage),
         warnings=tuple(text for text in reader.warnings if text not in damage),
     )
+
+
+def _latent_parts(payload: bytes) -> dict[str, int]:
+    try:
+        return latents.split(payload).sizes
+    except BitstreamError:
+        return {"head": len(payload)}  # what is wrong, `verify --deep` says
 
 
 def _row(segment: Segment) -> SegmentInfo:

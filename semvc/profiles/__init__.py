@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     ProfileId.DISCO: "semvc.profiles.disco:Disco",
+    ProfileId.S2VC: "semvc.profiles.s2vc:S2vc",
 }
-TIERS = ("preview", "small")
+TIERS = ("preview", "small", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +68,18 @@ class Profile(Protocol):
         """Write the signals as files a person can open."""
 
 
-def create(profile: ProfileId) -> Profile:
-    """Return a new object of a profile; UnsupportedError if this program has none."""
+def create(profile: ProfileId, models_dir: Path | None = None) -> Profile:
+    """Return a new object of a profile; UnsupportedError if this program has none.
+
+    Models that signals need are looked for in `models_dir` before the bundled ones.
+    """
     if profile not in _CLASSES:
         known = ", ".join(p.name.lower() for p in _CLASSES)
         raise UnsupportedError(
             f"profile {profile.name.lower()} cannot be decoded here; known: {known}"
         )
     module, name = _CLASSES[profile].split(":")
-    made: Profile = getattr(importlib.import_module(module), name)()
+    made: Profile = getattr(importlib.import_module(module), name)(models_dir)
     return made
 
 

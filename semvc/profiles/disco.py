@@ -75,7 +75,8 @@ class Disco:
 
     id: ClassVar[ProfileId] = ProfileId.DISCO
 
-    def __init__(self) -> None:
+    def __init__(self, models_dir: Path | None = None) -> None:
+        del models_dir  # signals need no model here
         self._options = EncodeOptions()
         self._factor = self._step = 1
         self._rate = Fraction(24)

@@ -6,15 +6,19 @@ are start values: each segment adapts a copy of its own.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from semvc.entropy.intnet import IntNet
 from semvc.entropy.tables import AdaptiveTables, Ints, check_ints, normalize
 from semvc.errors import ModelError
+from semvc.weights import CONFIG, WEIGHTS
 
 HYPER_RANGE = 7
 LATENT_RANGE = 127
@@ -167,6 +171,23 @@ class Prior:
         tables["lengths"] += np.minimum(65535, 2 ** (np.arange(INDICES) // 4))
         tables["levels"] += np.minimum(65535, np.arange(1, LEVELS) ** 2 * 8)
         return cls(shape, tables, nets or {})
+
+
+def read_prior(folder: Path) -> Prior:
+    """Return the prior of a codec's model folder: the integers `prior.*` among its weights.
+
+    The shape comes from the table `[codec]` of its `config.toml`. ModelError if they do not fit.
+    """
+    try:
+        config = tomllib.loads((folder / CONFIG).read_text("utf-8"))["codec"]
+        names = ("latents", "groups", "hyper", "hyper_levels")
+        shape = LatentShape(**{name: config[name] for name in names})
+        with safe_open(folder / WEIGHTS, "numpy") as file:
+            named = [n for n in file.keys() if n.startswith("prior.")]  # noqa: SIM118  # no mapping
+            arrays = {name: file.get_tensor(name) for name in named}
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"model folder {folder} does not fit this program: {error}") from error
+    return Prior.from_arrays(shape, arrays)
 
 
 def _narrow(name: str, table: Ints) -> Ints:
