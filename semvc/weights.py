@@ -28,7 +28,7 @@ class ModelRef:
 
     `role` is generator or codec; `signals` are the section names that the model reads; `bytes` is
     the size of its weights; `codec` is the id of the codec that a generator was trained for, empty
-    where there is none.
+    where there is none. It may be the generator's own id: then the folder holds both.
     """
 
     id: str
@@ -42,6 +42,11 @@ class ModelRef:
     source: str
     signals: tuple[str, ...]
     codec: str = ""
+
+    @property
+    def is_codec(self) -> bool:
+        """True if streams can be coded with this model."""
+        return self.role == "codec" or self.codec == self.id
 
     def decoder_id(self) -> builtins.bytes:
         """Return the 4 bytes that a stream's header holds: a hash of all that decides the picture.
@@ -101,7 +106,7 @@ def for_profile(
 def codec_for(profile: str, models_dir: Path | None = None) -> ModelRef:
     """Return the codec that writes `profile`, the first one known; ModelError if there is none."""
     for ref in index(models_dir):
-        if (ref.role, ref.profile) == ("codec", profile):
+        if ref.is_codec and ref.profile == profile:
             return ref
     raise ModelError(
         f"profile {profile} needs a codec model, and none is installed: give the folder that holds"
@@ -111,7 +116,7 @@ def codec_for(profile: str, models_dir: Path | None = None) -> ModelRef:
 
 def by_codec(codec_id: bytes, models_dir: Path | None = None) -> ModelRef | None:
     """Return the codec that a stream names, or None if it is not installed."""
-    codecs = (ref for ref in index(models_dir) if ref.role == "codec")
+    codecs = (ref for ref in index(models_dir) if ref.is_codec)
     return next((ref for ref in codecs if ref.codec_id() == codec_id), None)
 
 

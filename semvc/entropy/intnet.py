@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,13 +71,11 @@ class Layer:
 
     def run(self, x: UInt8, arithmetic: npt.DTypeLike) -> UInt8:
         """Apply the layer to uint8 [I, h, w]; sums are formed in `arithmetic` (exact: int64)."""
-        outputs, inputs, size, _ = self.weight.shape
-        columns = _columns(x.astype(arithmetic), size)
-        matrix = self.weight.reshape(outputs, inputs * size * size).astype(arithmetic)
-        sums = (matrix @ columns).astype(np.int32) + self.bias[:, None]
-        rounding = ((np.int32(1) << self.shift) >> 1)[:, None]
-        clipped = np.clip((sums + rounding) >> self.shift[:, None], 0, self.top)
-        found: UInt8 = clipped.astype(np.uint8).reshape(outputs, *x.shape[1:])
+        sums = _sums_of_products(self.weight.astype(arithmetic), x.astype(arithmetic))
+        sums = sums.astype(np.int32) + self.bias[:, None, None]
+        shift = self.shift[:, None, None]
+        rounding = (np.int32(1) << shift) >> 1
+        found: UInt8 = np.clip((sums + rounding) >> shift, 0, self.top).astype(np.uint8)
         return found
 
 
@@ -142,15 +140,26 @@ def _sums(weight: Ints) -> Int64:
     return found
 
 
-def _columns(x: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    """Neighbourhoods [I * size * size, h * w] of [I, h, w], zeros outside."""
-    inputs, height, width = x.shape
+def _sums_of_products(weight: npt.NDArray[Any], x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Convolve [I, h, w] with [O, I, k, k]: one product of matrices, then shifted sums [O, h, w].
+
+    All taps at once are multiplied with the unshifted picture, which is less to move about than
+    all neighbourhoods where layers have fewer outputs than inputs.
+    """
+    outputs, inputs, size, _ = weight.shape
+    height, width = x.shape[1:]
+    taps = weight.transpose(2, 3, 0, 1).reshape(size * size * outputs, inputs)
+    products = (taps @ x.reshape(inputs, height * width)).reshape(
+        size, size, outputs, height, width
+    )
     if size == 1:
-        return x.reshape(inputs, height * width)
-    padded = np.zeros((inputs, height + 2, width + 2), x.dtype)
-    padded[:, 1:-1, 1:-1] = x
-    views = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
-    return views.reshape(inputs * size * size, height * width)
+        flat: npt.NDArray[Any] = products[0, 0]
+        return flat
+    found: npt.NDArray[Any] = np.zeros((outputs, height + 2, width + 2), x.dtype)
+    for dy, dx in product(range(3), repeat=2):
+        # what the tap sees lies (dy - 1, dx - 1) away, so its product goes the other way
+        found[:, 2 - dy : 2 - dy + height, 2 - dx : 2 - dx + width] += products[dy, dx]
+    return found[:, 1:-1, 1:-1]
 
 
 def _proved(layer: Layer) -> npt.DTypeLike:
