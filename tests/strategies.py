@@ -167,7 +167,7 @@ def golden() -> dict[str, bytes]:
         "empty": sample_stream(segments=0),
         "short frames": sample_stream(sample_header(segment_frames=1), segments=20, payload=0),
         "many sections": sample_stream(
-            sample_header(sections=(*S, S(200), S(201)), title="é", **toy), segments=2
+            sample_header(sections=(*S, S(200), S(201))[-15:], title="é", **toy), segments=2
         ),
     }
 
@@ -297,5 +297,6 @@ def hostile_stream(rng: random.Random) -> bytes:
             payload = bytes(head)
         found += framing.chunk(kind, payload, index, start)
         if kind in (1, 4):
-            index, start = index + 1, start + 150 - (payload[0] % 150 if kind == 4 and payload else 0)
+            missing = payload[0] % 150 if kind == 4 and payload else 0
+            index, start = index + 1, start + 150 - missing
     return bytes(found)

@@ -331,13 +331,13 @@ def test_a_bomb_of_sixty_bytes_is_refused_at_once() -> None:
     at = body.index(b"\x96\1\0")
     body[at + 2 : at + 3] = b"\x80\x80\x80\2"  # 2**22 frames
     raw = sealed_header(bytes(body))
-    begun = time.perf_counter()
+    begun = time.process_time()
     tracemalloc.start()
     with pytest.raises(LimitError, match="samples"):
         StreamReader(io.BytesIO(raw))
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
-    assert time.perf_counter() - begun < 0.05
+    assert time.process_time() - begun < 0.05
 
 
 def one_segment(payload: int, limit: int = 1 << 21) -> bytes:

@@ -34,7 +34,7 @@ def test_truncation_at_every_byte_keeps_every_whole_segment() -> None:
     for name, raw in golden().items():
         whole = list(StreamReader(io.BytesIO(raw)))
         expected = [key(segment) for segment in whole]
-        begun = time.perf_counter()
+        begun = time.process_time()
         for size in range(len(raw)):
             try:
                 reader = StreamReader(io.BytesIO(raw[:size]), salvage=True)
@@ -47,7 +47,7 @@ def test_truncation_at_every_byte_keeps_every_whole_segment() -> None:
             assert reader.damage and reader.end is None
             with pytest.raises(BitstreamError):
                 list(StreamReader(io.BytesIO(raw[:size])))
-        assert time.perf_counter() - begun < 0.05 * len(raw), name
+        assert time.process_time() - begun < 0.05 * len(raw), name
 
 
 @pytest.mark.slow
@@ -76,9 +76,9 @@ def run_byte_mutations(count: int, seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(count):
         raw, expected = rng.choice(sources)
-        begun = time.perf_counter()
+        begun = time.process_time()
         check_damaged(mutate(raw, rng), expected)
-        assert time.perf_counter() - begun < 1
+        assert time.process_time() - begun < 1
 
 
 def run_hostile_streams(count: int, seed: int) -> None:
@@ -87,9 +87,9 @@ def run_hostile_streams(count: int, seed: int) -> None:
         raw = hostile_stream(rng)
         if rng.random() < 0.1:
             raw = mutate(raw, rng)
-        begun = time.perf_counter()
+        begun = time.process_time()
         check_hostile(raw)
-        assert time.perf_counter() - begun < 1
+        assert time.process_time() - begun < 1
 
 
 def test_damaged_bytes_never_mislead() -> None:
@@ -181,10 +181,10 @@ def test_salvage_work_is_bounded() -> None:
     framing = Framing(header.salt)
     head = framing.chunk(ChunkType.SEGMENT, bytes(700_000), 0, 0)[:5]
     raw = header.to_bytes() + head * 300_000
-    begun = time.perf_counter()
+    begun = time.process_time()
     reader = StreamReader(io.BytesIO(raw), salvage=True)
     assert list(reader) == []
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
     assert any("gave up" in text for text in reader.warnings)
 
 
