@@ -168,6 +168,16 @@ _ENCODE = (
         help="COCO keypoint JSON, one entry a frame and person.",
     ),
     click.option(
+        "--camera",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Camera path for cpsgd: TUM, COLMAP or RealEstate10K text, or npz.",
+    ),
+    click.option(
+        "--masks",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Folder of mask PNGs for cpsgd, one a frame.",
+    ),
+    click.option(
         "--audio",
         type=_Audio(),
         default="opus",
@@ -225,9 +235,8 @@ _DECODE = (
     click.option(
         "--tier",
         type=click.Choice(["preview", "small", "full"]),
-        default="small",
-        show_default=True,
-        help="preview needs no generator; small is the bundled one, full a large one.",
+        help="preview needs no generator, small is the bundled one, full a large one; by default"
+        " small, or preview if no small one is known.",
     ),
     click.option(
         "--steps",
@@ -350,6 +359,8 @@ def bit_options(given: dict[str, Any]) -> EncodeOptions:
         caption=caption(given["caption"]),
         sketch=given["sketch"],
         skeleton="" if skeleton is None else _read_text(skeleton),
+        camera=given["camera"],
+        masks=given["masks"],
         audio=audio,
         audio_kbps=kbps,
         title=given["title"],

@@ -218,7 +218,7 @@ def decode(source: Path, target: Path, **given: Any) -> int:
         any_decoder=given["any_decoder"],
     )
     job = decoder.DecodeJob(
-        tier=given["tier"],
+        tier=given["tier"] or "",
         steps=given["steps"],
         start=given["start"],
         duration=given["duration"],

@@ -6,6 +6,7 @@ Memory holds about one segment, whatever the length. The library never prints; r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from semvc import profiles
+from semvc import profiles, weights
 from semvc.bitstream.container import Gap, Segment, StreamReader
 from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
 from semvc.entropy import entropy_id
@@ -39,12 +40,13 @@ OnFrames = Callable[[int, int], None]
 class DecodeJob:
     """How to decode.
 
+    `tier` is preview, small or full; empty for small, or preview if no such model is known.
     `start` and `duration` are in seconds, None to the end. `resume` keeps finished segments beside
     the output and goes on with those of an interrupted run. `quality` is the output codec's
     constant rate factor, None for its default.
     """
 
-    tier: str = "small"
+    tier: str = ""
     steps: int = 1
     start: float = 0.0
     duration: float | None = None
@@ -77,6 +79,8 @@ def decode(
     report = Report("decode", header.width, header.height)
     with contextlib.ExitStack() as stack:
         profile = stack.enter_context(contextlib.closing(profiles.create(header.profile)))
+        if not job.tier:
+            job = dataclasses.replace(job, tier=_usual_tier(header, runtime or Runtime(), report))
         profile.load(header, job.tier, job.steps, runtime or Runtime())
         writer = _open_output(target, header, job, runtime or Runtime())
         stack.push(lambda kind, *_: writer.abort() if kind else writer.close())
@@ -90,6 +94,17 @@ def decode(
     report.video_seconds = float(player.ticks * _tick(header))
     report.seconds = time.monotonic() - begun
     return report
+
+
+def _usual_tier(header: StreamHeader, runtime: Runtime, report: Report) -> str:
+    """The tier for users who name none; a note in the report if that is not the usual one."""
+    name = header.profile.name.lower()
+    wanted = ("generator", name, "small")
+    for ref in weights.index(runtime.models_dir):
+        if (ref.role, ref.profile, ref.tier) == wanted:
+            return "small"
+    report.notes.append(f"no model for profile {name} is installed: decoded at tier preview")
+    return "preview"
 
 
 def _open_output(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from semvc import weights
+from semvc.bitstream.headers import ProfileId, SectionType
 from semvc.bitstream.probe import StreamInfo
 
 _NOTE = "the picture is a semantic reconstruction: fine detail is plausible, not recorded"
@@ -35,6 +36,9 @@ def stream(found: StreamInfo, models_dir: Path | None, *, segments: bool) -> dic
     else:
         present = True
     rows["tiers"] = _tiers(rows["profile"], codec, models_dir) if present else []
+    if found.header.profile == ProfileId.CPSGD:
+        bases = (item.count for item in found.sections if item.type == SectionType.BASE_AV1)
+        rows["fallback_segments"] = sum(bases)
     rows["disclosure"] = _NOTE
     return rows
 
@@ -97,6 +101,9 @@ def table(rows: dict[str, Any]) -> str:
         reads = ", reads " + ", ".join(item["signals_read"]) if "signals_read" in item else ""
         what = "coded by" if item["role"] == "codec" else "made for"
         lines.append(f"{what}   {item['id']} ({state}{reads})")
+    if "fallback_segments" in rows:
+        count, total = rows["fallback_segments"], rows["segments"]
+        lines.append(f"fallback   {count} of {total} segments are coded as profile disco does")
     lines.append(f"tiers      {', '.join(rows['tiers']) or 'none: the codec is not installed'}")
     if title := rows["header"].get("title"):
         lines.append(f"title      {printable(str(title))}")

@@ -20,6 +20,13 @@ from semvc.media.files import write_packets
 from semvc.signals.audio import decode_audio
 from semvc.signals.caption import Caption, encode_caption
 
+_NEEDED = frozenset(
+    {
+        *(SectionType.BASE_AV1, SectionType.TIMING, SectionType.LATENT),
+        *(SectionType.KEYFRAME, SectionType.CAMERA),
+    }
+)
+
 
 def verify_signals(source: BinaryIO, models_dir: Path | None = None) -> list[str]:
     """Decode every integer and the base layer; return what is wrong, one sentence each.
@@ -83,10 +90,9 @@ def edit(
 ) -> None:
     """Copy a stream without some section types, or with another caption; the rest byte for byte."""
     kinds = {_section(name) for name in drop}
-    if kinds & {SectionType.BASE_AV1, SectionType.TIMING, SectionType.LATENT}:
-        raise UsageError(
-            "the base layer, latents and the timing cannot be dropped: nothing decodes without them"
-        )
+    if lost := kinds & _NEEDED:
+        names = ", ".join(sorted(kind.name.lower() for kind in lost))
+        raise UsageError(f"{names} cannot be dropped: nothing decodes without")
     replace = {} if caption is None else {SectionType.CAPTION: encode_caption(Caption(caption))[0]}
     header = StreamReader(source).header
     decoder.check_entropy(header)

@@ -93,9 +93,10 @@ class EncodeOptions:
 
     `quality` is in [0, 63], quarter steps allowed, higher is better. `factor` and `step` are the
     base layer's spatial and temporal factors (1, 2, 4 or 8), None to choose by content. `preset` is
-    SVT-AV1's, 0 slowest to 13. `skeleton` is the text of a COCO keypoint file. `audio` is opus,
-    copy or none; `audio_kbps` applies to opus. `title` is shown by `info`. The stream is made for
-    the model found in `models_dir`, if any, before the bundled ones.
+    SVT-AV1's, 0 slowest to 13. `skeleton` is the text of a COCO keypoint file. For profile
+    cpsgd, `camera` is a file of poses and `masks` a folder of PNG files, one for each frame.
+    `audio` is opus, copy or none; `audio_kbps` applies to opus. `title` is shown by `info`. The
+    stream is made for the model found in `models_dir`, if any, before the bundled ones.
     """
 
     profile: str = "disco"
@@ -108,6 +109,8 @@ class EncodeOptions:
     caption: str = ""
     sketch: bool = False
     skeleton: str = ""
+    camera: Path | None = None
+    masks: Path | None = None
     audio: str = "opus"
     audio_kbps: int = 12
     title: str = ""

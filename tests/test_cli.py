@@ -412,7 +412,7 @@ def test_edit_changes_the_caption(run: Call, clip: Path, tmp_path: Path) -> None
     [
         ([], "nothing to do: give --drop TYPE or --caption TEXT"),
         (["--drop", "smell"], "unknown section type 'smell'; known: latent, caption"),
-        (["--drop", "base_av1"], "the base layer and the timing cannot be dropped"),
+        (["--drop", "base_av1"], "base_av1 cannot be dropped"),
         (["--drop", "sketch"], "the stream has no section sketch"),
         (["--caption", "new"], "the stream has no section caption"),
     ],

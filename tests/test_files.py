@@ -22,6 +22,15 @@ def test_a_png_holds_every_sample(tmp_path: Path, shape: tuple[int, ...]) -> Non
     assert np.array_equal(found, image)
 
 
+def test_a_png_holds_sixteen_bits(tmp_path: Path) -> None:
+    image = np.random.default_rng(5).integers(0, 65536, (9, 16)).astype(np.uint16)
+    write_png(tmp_path / "a.png", image)
+    with av.open(str(tmp_path / "a.png")) as container:
+        (frame,) = container.decode(video=0)
+        assert frame.format.name == "gray16be"
+        assert np.array_equal(frame.to_ndarray(), image)
+
+
 def test_a_png_of_a_view_is_the_view(tmp_path: Path) -> None:
     image = np.random.default_rng(6).integers(0, 256, (20, 30, 3), np.uint8)[::-2, 3:17]
     write_png(tmp_path / "a.png", image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,10 +16,11 @@ from semvc.media.audio import AudioMuxer, Packets
 from semvc.media.audioformat import AudioCodec, AudioConfig
 
 
-def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
-    """Write uint8 [H, W] (grey) or [H, W, 3] (RGB) as a PNG."""
-    kind = "gray" if image.ndim == 2 else "rgb24"
-    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=kind)
+def write_png(path: Path, image: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> None:
+    """Write uint8 or uint16 [H, W] (grey) or uint8 [H, W, 3] (RGB) as a PNG."""
+    kind = "rgb24" if image.ndim == 3 else "gray" if image.dtype == np.uint8 else "gray16be"
+    samples: Any = np.ascontiguousarray(image)
+    picture = av.VideoFrame.from_ndarray(samples, format=kind)
     context = av.CodecContext.create("png", "w")
     if not isinstance(context, av.VideoCodecContext):
         raise TypeError("png is a video codec")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     ProfileId.DISCO: "semvc.profiles.disco:Disco",
+    ProfileId.CPSGD: "semvc.profiles.cpsgd:Cpsgd",
     ProfileId.S2VC: "semvc.profiles.s2vc:S2vc",
 }
 TIERS = ("preview", "small", "full")

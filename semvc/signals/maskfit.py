@@ -66,7 +66,7 @@ def rendered(track: MaskTrack, frame: int, size: tuple[int, int]) -> UInt8:
         if not part.bits[t].any():
             continue
         field = _enlarged(part, t, (0.0, 0.0), size)
-        if 0 < u < 1 and part.bits[t + 1].any():
+        if 0 < u < 1 and t + 1 < len(part.bits) and part.bits[t + 1].any():
             dy, dx = (float(v) for v in part.motion[t + 1])  # back from the next map to this one
             here = _enlarged(part, t, (u * dy, u * dx), size)
             after = _enlarged(part, t + 1, ((u - 1) * dy, (u - 1) * dx), size)
