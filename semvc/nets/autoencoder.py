@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semvc.nets.s2vc_unet import conv
+
 FACTOR = 8  # luma samples on a side for one latent position
 
 
@@ -59,12 +61,11 @@ class _Decoder(nn.Sequential):
     def __init__(
         self, latent: int, widths: tuple[int, int, int], depths: tuple[int, int, int]
     ) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(latent, widths[0], 3, padding=1)]
+        layers: list[nn.Module] = [conv(latent, widths[0], 3)]
         for width, depth, after in zip(widths, depths, (*widths[1:], 3), strict=True):
             layers += [_Block(width) for _ in range(depth)]
-            kernel = 3 if after == 3 else 1  # the last one draws the pixels
-            layers += [nn.Conv2d(width, 4 * after, kernel, padding=kernel // 2)]
-            layers += [nn.PixelShuffle(2)]
+            size = 3 if after == 3 else 1  # the last one draws the pixels
+            layers += [conv(width, 4 * after, size), nn.PixelShuffle(2)]
         super().__init__(*layers)
 
 
@@ -72,7 +73,7 @@ class _Encoder(nn.Sequential):
     def __init__(
         self, latent: int, widths: tuple[int, int, int], depths: tuple[int, int, int]
     ) -> None:
-        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, widths[2], 3, padding=1)]
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2), conv(12, widths[2], 3)]
         layers += [_Block(widths[2]) for _ in range(depths[2])]
         for before, width, depth in zip(widths[:0:-1], widths[1::-1], depths[1::-1], strict=True):
             layers += [

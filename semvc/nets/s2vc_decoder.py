@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from semvc.errors import ModelError
 from semvc.nets.autoencoder import FACTOR, SmallAutoencoder
-from semvc.nets.s2vc_unet import LocalAttention, PositionNorm, SeparableBlock, SmallUNet, zero
+from semvc.nets.s2vc_unet import LocalAttention, PositionNorm, SeparableBlock, SmallUNet, conv, zero
 
 STRIDE = 64  # frames are padded to a multiple of this, in luma samples: one token's cell
 SMALL: dict[str, Any] = {
@@ -115,6 +115,7 @@ class LatentDecoder(nn.Module):
     channels: of the codec's features. timestep: in [0, 999]. tokens: width D of the semantic
     tokens. fused: after how many down blocks the previous frame's features are fused. unet,
     autoencoder: tables with a `kind`, "small" or "diffusers", and the constructor's arguments.
+    csg, tcg: whether each guidance is used (off for ablations).
     """
 
     def __init__(
@@ -128,8 +129,11 @@ class LatentDecoder(nn.Module):
         fused: int,
         unet: dict[str, Any],
         autoencoder: dict[str, Any],
+        csg: bool = True,
+        tcg: bool = True,
     ) -> None:
         super().__init__()
+        self.csg, self.tcg = csg, tcg
         self.timestep = timestep
         self.power = signal_power(timestep)
         self.unet = _unet(unet, tokens)
@@ -138,7 +142,7 @@ class LatentDecoder(nn.Module):
         widths = tuple(getattr(self.unet, "widths", ())) or tuple(unet["block_out_channels"])
         inside = [SeparableBlock(widths[0], widths[0]) for _ in range(adapter_blocks - 1)]
         self.content = nn.Sequential(SeparableBlock(channels, widths[0]), *inside)
-        self.head = nn.Conv2d(widths[0], autoencoder["latent"], 1)
+        self.head = conv(widths[0], autoencoder["latent"], 1)
         self.semantic = SemanticAdapter(channels, semantic, tokens, local=self.local)
         self.temporal = nn.ModuleList(TemporalFusion(width) for width in widths[:fused])
 
@@ -152,13 +156,17 @@ class LatentDecoder(nn.Module):
         grid = (features.shape[2] * FACTOR // STRIDE, features.shape[3] * FACTOR // STRIDE)
         own = self.semantic(features)
         tokens = self.semantic.pair(own, None if before is None else before.tokens)
+        if not self.csg:
+            tokens = torch.zeros_like(tokens)
         levels: list[Tensor] = []
 
         def fuse(level: int, x: Tensor) -> Tensor:
             if level >= len(self.temporal):
                 return x
             levels.append(x)
-            return x if before is None else self.temporal[level](x, before.levels[level])
+            if before is None or not self.tcg:
+                return x
+            return self.temporal[level](x, before.levels[level])
 
         x = self.content(features)
         noise = predict_noise(
@@ -239,10 +247,10 @@ class SemanticAdapter(nn.Module):
         super().__init__()
         self.local = local
         self.halve = nn.Sequential(
-            nn.Conv2d(channels, inner, 2, stride=2),
-            nn.Conv2d(inner, inner, 2, stride=2),
+            conv(channels, inner, 2, 2),
+            conv(inner, inner, 2, 2),
             SeparableBlock(inner, inner),
-            nn.Conv2d(inner, tokens, 2, stride=2),
+            conv(inner, tokens, 2, 2),
         )
         heads = max(1, tokens // 64)
         self.attentions = nn.ModuleList(
@@ -297,9 +305,9 @@ class TemporalFusion(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.reduce = nn.Conv2d(channels, half, 1)
+        self.reduce = conv(channels, half, 1)
         self.blocks = nn.Sequential(SeparableBlock(half, half), SeparableBlock(half, half))
-        self.fuse = nn.Conv2d(channels + half, half, 1)
+        self.fuse = conv(channels + half, half, 1)
         self.out = zero(nn.Conv2d(half, channels, 1))
 
     def forward(self, now: Tensor, before: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class SeparableBlock(nn.Module):
     def __init__(self, channels: int, out: int, expansion: float = 1.5) -> None:
         super().__init__()
         inner = int(expansion * out)
-        self.shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
+        self.shortcut = nn.Identity() if channels == out else conv(channels, out, 1)
         self.depthwise = nn.Conv2d(out, out, 5, padding=2, groups=out)
         self.norm = PositionNorm(out)
         self.expand = nn.Conv2d(out, 2 * inner, 1)
@@ -135,7 +135,7 @@ class SmallUNet(nn.Module):
         super().__init__()
         self.widths = tuple(widths)
         self.time_proj = self.time_embedding = None
-        self.conv_in = nn.Conv2d(widths[0], widths[0], 3, padding=1)
+        self.conv_in = conv(widths[0], widths[0], 3)
         self.down_blocks = nn.ModuleList()
         skips, before, last = [widths[0]], widths[0], len(widths) - 1
         for level, width in enumerate(widths):
@@ -168,7 +168,7 @@ class DownBlock(nn.Module):
         self.has_cross_attention = heads > 0
         self.resnets = nn.ModuleList(SeparableBlock(c, width) for c in inputs)
         self.attentions = _attention(width, tokens, heads)
-        self.downsamplers = nn.ModuleList([nn.Conv2d(width, width, 2, stride=2)]) if halve else None
+        self.downsamplers = nn.ModuleList([conv(width, width, 2, 2)]) if halve else None
 
     def forward(
         self,
@@ -225,7 +225,7 @@ class UpBlock(nn.Module):
         self.has_cross_attention = heads > 0
         self.resnets = nn.ModuleList(SeparableBlock(c, width) for c in inputs)
         self.attentions = _attention(width, tokens, heads)
-        self.upsamplers = nn.ModuleList([nn.Conv2d(width, 4 * width, 1)]) if double else None
+        self.upsamplers = nn.ModuleList([conv(width, 4 * width, 1)]) if double else None
 
     def forward(
         self,
@@ -246,6 +246,16 @@ class UpBlock(nn.Module):
         if self.upsamplers is not None:
             hidden_states = F.pixel_shuffle(self.upsamplers[0](hidden_states), 2)
         return hidden_states
+
+
+def conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution that keeps the scale of what it is given (fan-in, gain 1).
+
+    torch's own start divides it by the square root of three, each time.
+    """
+    layer = nn.Conv2d(channels, out, size, stride=stride, padding=(size - 1) // 2)
+    nn.init.normal_(layer.weight, std=(channels * size * size) ** -0.5)
+    return layer
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
