@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -181,7 +182,7 @@ class Networks:
         path = self._folder / name
         try:
             state = load_file(path)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"cannot read {path}: {error}") from error
         return {key: value.float().to(self._device) for key, value in state.items()}
 
