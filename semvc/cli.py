@@ -88,6 +88,8 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         case MemoryError():
             message = "out of memory: use --tier preview or a smaller picture"
             return ResourceError.exit_code, message
+        case RuntimeError() | ImportError() if _is_out_of_memory(error):
+            return ResourceError.exit_code, f"out of memory: {error}"
         case OSError():
             names = [str(name) for name in (error.filename, error.filename2) if name]
             where = " -> ".join(names) or "input or output"
@@ -95,6 +97,14 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         case Exception():
             return 1, f"internal error: {error!r}; --debug shows where. Please report it."
     raise error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error that says otherwise is the lack of memory for threads or libraries."""
+    return any(
+        text in str(error)
+        for text in ("can't start new thread", "failed to map segment", "cannot allocate memory")
+    )
 
 
 def _say(message: str) -> None:
