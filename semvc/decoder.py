@@ -65,8 +65,9 @@ def decode(
     runtime: Runtime | None = None,
     on_frames: OnFrames | None = None,
 ) -> Report:
-    """Decode a stream into a video file or pipe.
+    """Decode a stream into a video file or pipe; `on_frames(done, total)` counts frames shown.
 
+    The total is 0 where it is not known: a pipe's stream, or a range where frame times vary.
     The report's bytes are those of the whole stream, or of the segments that a range touches.
     Raises BitstreamError for damage (unless `salvage`, then `Report.gaps` counts), ModelError when
     the model is missing or another one, LimitError, UnsupportedError, ResourceError.
@@ -290,7 +291,17 @@ class _Player:
                 break
             if times[index + 1] > self._wanted.first:
                 self._show(frame, times[index] - zero, times[index + 1] - times[index])
-            on_frames(self._report.frames, self._header.total_frames)
+            on_frames(self._report.frames, self._expected())
+
+    def _expected(self) -> int:
+        """How many frames will be shown; 0 if that is not known."""
+        total, first, count = self._header.total_frames, self._wanted.first, self._wanted.count
+        if first == 0 and count is None:
+            return total
+        if not total or self._header.time_base is not None:
+            return 0  # a range of times says nothing about frames
+        left = max(0, total - first)
+        return left if count is None else min(count, left)
 
     def _hold_until(self, frame: int) -> None:
         zero = self._zero or 0

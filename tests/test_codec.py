@@ -201,6 +201,21 @@ def test_progress_counts_up_to_the_last_frame(clip: Path, tmp_path: Path) -> Non
     assert seen[-1] == (24, 24) and seen[1:] == sorted(seen[1:])
 
 
+@pytest.mark.parametrize(
+    ("begin", "length", "last"),
+    [(1.5, 1.0, (24, 24)), (4.5, None, (12, 12)), (4.5, 9.0, (12, 12)), (0.0, None, (120, 120))],
+)
+def test_progress_of_a_range_counts_what_is_shown(
+    begin: float, length: float | None, last: tuple[int, int], long_stream: Path, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    job = DecodeJob(tier="preview", codec="ffv1", start=begin, duration=length)
+    with long_stream.open("rb") as opened:
+        decode(opened, tmp_path / "a.mp4", job, on_frames=lambda *both: seen.append(both))
+    assert seen[-1] == last and seen == sorted(seen)
+    assert {total for _, total in seen} == {last[1]}
+
+
 # --- targets
 
 

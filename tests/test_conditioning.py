@@ -42,6 +42,14 @@ def test_a_size_that_no_factor_gives_has_none() -> None:
     assert conditioning.factor_of((854, 480), (300, 200)) is None
 
 
+def test_a_base_layer_has_one_factor_in_every_picture_of_a_stream() -> None:
+    for long in range(16, 4097):
+        sizes = [conditioning.base_size(long, 16, factor) for factor in conditioning.FACTORS]
+        assert len(set(sizes)) == 4
+        assert [conditioning.factor_of((long, 16), size) for size in sizes] == [1, 2, 4, 8]
+    assert conditioning.factor_of((8, 8), conditioning.base_size(8, 8, 8)) == 4  # as 4, not 8
+
+
 @pytest.mark.parametrize("shape", [(8, 12), (16, 24), (5, 7), (3, 30), (20, 5), (1, 1)])
 def test_a_map_covers_its_grid(shape: tuple[int, int]) -> None:
     bits = np.random.default_rng(5).integers(0, 2, (8, 12), np.uint8)

@@ -57,7 +57,11 @@ def base_size(width: int, height: int, factor: int) -> tuple[int, int]:
 
 
 def factor_of(size: tuple[int, int], base: tuple[int, int]) -> int | None:
-    """Return the factor whose `base_size` of a (width, height) picture is `base`, or None."""
+    """Return the factor whose `base_size` of a (width, height) picture is `base`, or None.
+
+    The four sizes differ if a side has more than 8 samples, and streams hold none below 16; of
+    several factors that give one size, the smallest is meant.
+    """
     return next((f for f in FACTORS if base_size(*size, f) == base), None)
 
 
