@@ -232,3 +232,151 @@ def test_displayed_grey_lies_on_the_219_steps_of_limited_range() -> None:
     steps = (shown[0, 1] + 1) * 109.5
     assert float((steps - steps.round()).abs().max()) < 1e-2
     assert len(steps.round().unique()) == 220
+
+
+# Critics
+
+
+def test_a_critic_of_two_frames_scores_pairs() -> None:
+    with torch.random.fork_rng():
+        critic = losses.Discriminator(4, frames=2)
+    pair = torch.cat([frames(1), frames(2)], 1)
+    assert [tuple(s.shape) for s in critic(pair, pair.flip(1))] == [(2, 1, 4, 4), (2, 1, 2, 2)]
+
+
+def test_what_a_critic_finds_ends_with_its_scores() -> None:
+    with torch.random.fork_rng():
+        critic = losses.Discriminator(4, spectral=False)
+    found = critic.judge(frames(1), frames(2))
+    assert [len(levels) for levels in found] == [4, 4]
+    scores = critic(frames(1), frames(2))
+    assert all(torch.equal(a[-1], b) for a, b in zip(found, scores, strict=True))
+
+
+def test_a_bounded_critic_cannot_grow_without_limit() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        critics = [losses.Discriminator(4, spectral=s) for s in (True, False)]
+    for critic in critics:
+        for name, p in critic.named_parameters():
+            if p.ndim == 4 or "original" in name:
+                p.data.mul_(100)
+    bounded, free = (float(c(frames(1), frames(2))[0].detach().abs().max()) for c in critics)
+    assert bounded < 0.01 * free
+
+
+def scores(value: float) -> list[Tensor]:
+    return [torch.full((2, 1, 4, 4), value), torch.full((2, 1, 2, 2), value)]
+
+
+def test_a_relativistic_critic_wants_real_scores_above_made_ones() -> None:
+    right, even, wrong = (losses.relativistic_critic(scores(r), scores(-r)) for r in (2, 0, -2))
+    assert right < even < wrong
+    assert float(even) == pytest.approx(2 * np.log(2))
+    higher = losses.relativistic_critic(scores(5), scores(1))
+    assert float(higher) == pytest.approx(float(right))
+
+
+def test_a_relativistic_generator_wants_the_opposite() -> None:
+    assert losses.relativistic_generator(scores(1), scores(3)) < losses.relativistic_generator(
+        scores(3), scores(1)
+    )
+
+
+def test_feature_matching_is_zero_for_equal_features_and_ignores_the_scores() -> None:
+    found = [[torch.ones(1, 2, 4, 4), torch.ones(1, 1, 4, 4)]]
+    other = [[torch.ones(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)]]
+    assert float(losses.feature_matching(found, other)) == 0
+    far = [[torch.full((1, 2, 4, 4), 3.0), torch.ones(1, 1, 4, 4)]]
+    assert float(losses.feature_matching(found, far)) == pytest.approx(2)
+
+
+def test_feature_matching_gives_gradients_to_what_is_made_alone() -> None:
+    real, made = (torch.rand(1, 2, 4, 4, requires_grad=True) for _ in range(2))
+    losses.feature_matching([[real, real]], [[made, made]]).backward()
+    assert real.grad is None
+    assert made.grad is not None
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_the_gradient_penalty_of_a_linear_critic_is_its_squared_weight(side: int) -> None:
+    x = torch.rand(3, 1, side, side, requires_grad=True)
+    assert float(losses.gradient_penalty([2 * x, 3 * x], x)) == pytest.approx(25, rel=1e-4)
+
+
+def test_the_gradient_penalty_reaches_the_critic() -> None:
+    with torch.random.fork_rng():
+        critic = losses.Discriminator(4, spectral=False)
+    x = frames(1).requires_grad_()
+    losses.gradient_penalty(critic(x, frames(2)), x).backward()
+    grads = [p.grad for n, p in critic.named_parameters() if n.endswith("weight")]
+    assert all(g is not None and float(g.abs().max()) > 0 for g in grads)
+
+
+class _Toy(torch.nn.Module):
+    """Adds texture to a flat base: noise through two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(6, 16, 3, padding=1),
+            torch.nn.LeakyReLU(0.2),
+            torch.nn.Conv2d(16, 3, 3, padding=1),
+        )
+
+    def forward(self, base: Tensor, noise: Tensor) -> Tensor:
+        return base + self.layers(torch.cat([base, noise], 1))
+
+
+def striped(draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Flat colours [8, 3, 32, 32], and the same under stripes of random phase."""
+    base = torch.rand((8, 3, 1, 1), generator=draw).expand(-1, -1, 32, 32) - 0.5
+    phase = torch.rand((8, 1, 1, 1), generator=draw) * 6.3
+    return base, base + 0.4 * torch.sin(torch.arange(32) * 1.6 + phase)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["hinge", "relativistic"])
+def test_a_critic_separates_and_a_generator_learns_to_please_it(
+    objective: str,
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        critic, toy = losses.Discriminator(8, spectral=objective == "hinge"), _Toy()
+    draw = torch.Generator().manual_seed(3)
+    judge = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.5, 0.99))
+    maker = torch.optim.Adam(toy.parameters(), lr=2e-3, betas=(0.5, 0.99))
+
+    def critic_step(train: bool) -> float:
+        base, real = striped(draw)
+        made = toy(base, torch.randn(base.shape, generator=draw)).detach()
+        real = real.requires_grad_()
+        pair = critic(real, base), critic(made, base)
+        if objective == "hinge":
+            loss = losses.hinge_critic(*pair)
+        else:
+            loss = losses.relativistic_critic(*pair)
+            loss = loss + 0.05 * losses.gradient_penalty(pair[0], real)
+        judge.zero_grad()
+        loss.backward()
+        if train:
+            judge.step()
+        return float(loss)
+
+    def maker_loss() -> Tensor:
+        base, real = striped(draw)
+        made = critic(toy(base, torch.randn(base.shape, generator=draw)), base)
+        if objective == "hinge":
+            return losses.hinge_generator(made)
+        return losses.relativistic_generator(critic(real, base), made)
+
+    first = critic_step(train=False)
+    for _ in range(60):
+        critic_step(train=True)
+    assert critic_step(train=False) < 0.6 * first  # it separates
+    before = float(maker_loss().detach())
+    for _ in range(60):
+        maker.zero_grad()
+        maker_loss().backward()
+        maker.step()
+    assert float(maker_loss().detach()) < before  # against the critic as it stands

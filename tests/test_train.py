@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from cache import LENGTH, SIDE, write_cache, write_metric_weights
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from networks import TINY
 from safetensors.torch import load_file
 
@@ -23,14 +23,25 @@ from semvc import weights
 from semvc.errors import UsageError
 from semvc.nets import load
 from semvc.train import loop
-from semvc.train.__main__ import main
+from semvc.train.commands import main
 from semvc.train.data import Cache
+from semvc.train.disco import Options
 from semvc.train.loop import Run, Trainer
+from semvc.train.parallel import Team
 from semvc.train.recipe import Recipe, Stage
 
-FRAMES = Stage("frames", 8, 2, 1, 32, 4e-3, 1e-3, lpips=1.0, dists=0.5)
-SEQUENCES = replace(FRAMES, name="sequences", steps=12, unroll=3, temporal=1.0, adversarial=0.1)
-RECIPE = Recipe("tiny-v1", 3, TINY, (FRAMES, SEQUENCES), critic_width=4, bfloat16=False)
+FRAMES = Stage("frames", 8, 2, 4e-3, 1e-3, Options(unroll=1, crop=32, lpips=1.0, dists=0.5))
+_UNROLLED = replace(FRAMES.options, unroll=3, temporal=1.0, adversarial=0.1)
+SEQUENCES = replace(FRAMES, name="sequences", steps=12, options=_UNROLLED)
+CRITIC = {"width": 4, "frames": 2}
+RECIPE = Recipe("tiny-v1", 3, TINY, (FRAMES, SEQUENCES), critic=CRITIC, bfloat16=False, log_steps=5)
+
+
+def changed(stage: Stage, **given: Any) -> Stage:
+    """The stage with other options, or another of its own fields."""
+    own = {n: v for n, v in given.items() if n in Stage.__slots__}
+    options = {n: v for n, v in given.items() if n not in own}
+    return replace(stage, **own, options=replace(stage.options, **options))
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +55,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """A trainer takes SIGTERM for itself; give it back. Its seeding stays within a test."""
+    """A trainer takes SIGTERM for itself and gives it back."""
     before = signal.getsignal(signal.SIGTERM)
-    with torch.random.fork_rng():
-        yield
-    signal.signal(signal.SIGTERM, before)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def trainer(shared: Path, folder: Path, recipe: Recipe = RECIPE, **given: Any) -> Trainer:
@@ -60,7 +70,7 @@ def advance(given: Trainer, steps: int) -> list[dict[str, float]]:
     for _ in range(steps):
         found = given.stage()
         assert found is not None
-        values.append(given.update(*found))
+        values.append({n: float(v) for n, v in given.update(*found).items()})
         given.step += 1
     return values
 
@@ -145,10 +155,10 @@ def test_crops_move_in_steps_of_the_largest_base_layer_grid(shared: Path) -> Non
 
 def test_noise_depends_on_the_step_alone(shared: Path, tmp_path: Path) -> None:
     seen: list[torch.Tensor] = []
-    stage = replace(FRAMES, one_step=1.0)
+    stage = changed(FRAMES, one_step=1.0)
     for steps in ((4, 5), (5,)):
         given = trainer(shared, tmp_path)
-        given.generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        given.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         for given.step in steps:
             given.update(stage, 0)
     assert not torch.equal(seen[0], seen[1])
@@ -156,7 +166,7 @@ def test_noise_depends_on_the_step_alone(shared: Path, tmp_path: Path) -> None:
 
 
 def test_the_loss_falls_on_one_batch(shared: Path, tmp_path: Path) -> None:
-    stage = replace(FRAMES, steps=1000, rate=5e-3, one_step=1.0)
+    stage = changed(FRAMES, steps=1000, rate=5e-3, one_step=1.0)
     given = trainer(shared, tmp_path, replace(RECIPE, stages=(stage,)))
     values = [given.update(stage, 100) for _ in range(60)]
     assert values[-1]["charbonnier"] < 0.5 * values[0]["charbonnier"]
@@ -172,21 +182,21 @@ def test_a_step_reports_the_losses_of_its_stage(shared: Path, tmp_path: Path) ->
 
 def test_only_losses_with_a_weight_are_computed(shared: Path, tmp_path: Path) -> None:
     given = trainer(shared, tmp_path)
-    assert given.update(replace(FRAMES, lpips=0, dists=0), 0).keys() == {"charbonnier", "norm"}
+    assert given.update(changed(FRAMES, lpips=0, dists=0), 0).keys() == {"charbonnier", "norm"}
 
 
 def test_gradients_that_are_not_finite_leave_the_weights(shared: Path, tmp_path: Path) -> None:
     given = trainer(shared, tmp_path)
-    before = {n: p.detach().clone() for n, p in given.generator.named_parameters()}
-    given.update(replace(FRAMES, charbonnier=float("inf"), lpips=0, dists=0), 0)
-    assert all(torch.equal(p, before[n]) for n, p in given.generator.named_parameters())
+    before = {n: p.detach().clone() for n, p in given.network.named_parameters()}
+    given.update(changed(FRAMES, charbonnier=float("inf"), lpips=0, dists=0), 0)
+    assert all(torch.equal(p, before[n]) for n, p in given.network.named_parameters())
 
 
 def test_the_average_follows_the_weights(shared: Path, tmp_path: Path) -> None:
     given = trainer(shared, tmp_path)
     start = given.average["head.bias"].clone()
     advance(given, 3)
-    now, average = given.generator.state_dict()["head.bias"], given.average["head.bias"]
+    now, average = given.network.state_dict()["head.bias"], given.average["head.bias"]
     assert 0 < float((average - start).norm()) < float((now - start).norm())
 
 
@@ -194,11 +204,12 @@ def test_every_weight_is_trained_by_exactly_one_optimiser(shared: Path, tmp_path
     given = trainer(shared, tmp_path)
     trained = [
         id(p)
-        for optimiser in given.optimisers.values()
+        for name, optimiser in given.optimisers.items()
+        if name != "critic_adam"
         for group in optimiser.param_groups
         for p in group["params"]
     ]
-    assert sorted(trained) == sorted(id(p) for p in given.generator.parameters())
+    assert sorted(trained) == sorted(id(p) for p in given.network.parameters())
 
 
 def test_training_in_bfloat16_runs(shared: Path, tmp_path: Path) -> None:
@@ -206,17 +217,157 @@ def test_training_in_bfloat16_runs(shared: Path, tmp_path: Path) -> None:
     assert all(np.isfinite(list(row.values())).all() for row in advance(given, 10))
 
 
+# Adversarial stages
+
+PENALISED = changed(SEQUENCES, objective="relativistic", matching=0.2, penalty=0.1, penalty_every=2)
+
+
+def test_a_relativistic_stage_reports_matching_as_well(shared: Path, tmp_path: Path) -> None:
+    values = trainer(shared, tmp_path).update(PENALISED, 0)
+    assert {"adversarial", "critic", "matching"} <= values.keys()
+    assert all(torch.isfinite(v) for v in values.values())
+
+
+def test_the_penalty_is_taken_in_every_nth_step(shared: Path, tmp_path: Path) -> None:
+    given = trainer(shared, tmp_path)
+    heavy = changed(PENALISED, penalty=1e6)
+    found = []
+    for given.step in (2, 3):
+        batch = given.batch(9, heavy)
+        made = given.task.forward(heavy, batch)
+        loss = given.task.critic_loss(heavy, batch, made, given.step)
+        found.append(float(loss.detach()))
+    assert found[0] > 100 * found[1]
+
+
+def test_the_critic_is_trained_in_adversarial_stages_alone(shared: Path, tmp_path: Path) -> None:
+    given = trainer(shared, tmp_path)
+    assert given.task.critic is not None
+    before = [p.detach().clone() for p in given.task.critic.parameters()]
+    given.update(FRAMES, 50)
+    after = list(given.task.critic.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    given.update(SEQUENCES, 50)
+    assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_critic_learns_nothing_from_the_losses_of_the_network(
+    shared: Path, tmp_path: Path
+) -> None:
+    given = trainer(shared, tmp_path)
+    assert given.task.critic is not None
+    given.task.critic_loss = lambda *_: torch.zeros((), requires_grad=True)  # type: ignore[method-assign]
+    given.update(SEQUENCES, 50)
+    assert all(p.grad is None for p in given.task.critic.parameters())
+    assert all(p.requires_grad for p in given.task.critic.parameters())
+
+
+def test_a_critic_of_more_frames_than_are_unrolled_is_refused(shared: Path, tmp_path: Path) -> None:
+    short = replace(RECIPE, stages=(changed(SEQUENCES, unroll=1),))
+    with pytest.raises(UsageError, match="critic sees 2 frames"):
+        trainer(shared, tmp_path, short)
+
+
+def test_a_run_with_every_adversarial_loss_resumes_as_the_straight_one(
+    shared: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, stages=(replace(PENALISED, steps=6),))
+    assert trainer(shared, tmp_path / "straight", recipe).train().complete
+    first = trainer(shared, tmp_path / "cut", recipe)
+    advance(first, 3)
+    first.run.folder.mkdir()
+    first.save()
+    second = trainer(shared, tmp_path / "cut", recipe)
+    assert second.resume()
+    assert second.train().complete
+    assert_equal(tmp_path / "straight", tmp_path / "cut")
+
+
+# Starting from weights
+
+
+def test_a_run_starts_from_the_weights_of_another(
+    shared: Path, straight: Path, tmp_path: Path
+) -> None:
+    given = trainer(shared, tmp_path, start=straight)
+    averages = checkpoint(straight)
+    for name, p in given.network.named_parameters():
+        assert torch.equal(p, averages[f"average.{name}"]), name
+        assert torch.equal(given.average[name], p), name
+    assert given.step == 0
+    given.save()
+    again = trainer(shared, tmp_path)
+    again.resume()
+    assert again.started_from == given.started_from
+    assert len(given.started_from) == 64
+
+
+def test_the_start_of_a_recipe_is_found_beside_it(
+    shared: Path, straight: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, start=straight.name)
+    given = trainer(shared, tmp_path, recipe, recipe_folder=straight.parent)
+    assert given.started_from
+
+
+def test_weights_of_another_network_are_refused(
+    shared: Path, straight: Path, tmp_path: Path
+) -> None:
+    other = replace(RECIPE, network=TINY | {"memory": 8})
+    with pytest.raises(UsageError, match="not that of"):
+        trainer(shared, tmp_path, other, start=straight)
+    with pytest.raises(UsageError, match="another network"):
+        trainer(shared, straight, other).resume()
+
+
 # Runs
+
+
+def test_building_a_run_leaves_the_global_randomness(shared: Path, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    trainer(shared, tmp_path)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_two_processes_see_other_batches_and_one_the_usual_ones(
+    shared: Path, tmp_path: Path
+) -> None:
+    given = trainer(shared, tmp_path)
+    alone = [given.batch(step).noise for step in range(4)]
+    for rank in range(2):
+        given.team = Team(rank, 2, given.device, lambda values: values)
+        for step in range(2):
+            assert torch.equal(given.batch(step).noise, alone[2 * step + rank])
+
+
+def test_sample_pictures_show_source_base_and_what_the_average_makes(
+    shared: Path, tmp_path: Path
+) -> None:
+    given = trainer(shared, tmp_path)
+    advance(given, 3)
+    before = [p.detach().clone() for p in given.network.parameters()]
+    picture = given.picture(FRAMES)
+    assert picture.shape == (2 * 32, 3 * 32, 3)
+    batch = given.task.batch(FRAMES, (RECIPE.seed, loop._SAMPLES_STEP))
+    assert torch.equal(picture[:32, :32], batch.raw.source[0, 0])
+    assert torch.equal(picture, given.picture(FRAMES))
+    assert all(torch.equal(a, b) for a, b in zip(before, given.network.parameters(), strict=True))
+
+
+def test_a_run_draws_samples_and_writes_a_log(straight: Path) -> None:
+    assert [p.name for p in (straight / "samples").iterdir()] == ["0000001.png"]
+    rows = [json.loads(r) for r in (straight / "log.jsonl").read_text("utf-8").splitlines()]
+    assert [(r["step"], r["stage"]) for r in rows] == [(5, "frames")] + [
+        (step, "sequences") for step in (10, 15, 20)
+    ]
+    assert {"lpips", "norm", "rate", "seconds"} <= rows[0].keys()
 
 
 @pytest.fixture(scope="module")
 def straight(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of all 20 steps."""
     folder = tmp_path_factory.mktemp("straight")
-    before = signal.getsignal(signal.SIGTERM)
-    with torch.random.fork_rng():
-        assert trainer(shared, folder).train()
-    signal.signal(signal.SIGTERM, before)
+    assert trainer(shared, folder).train().complete
     return folder
 
 
@@ -240,7 +391,7 @@ def test_a_resumed_run_equals_the_straight_one(
     second = trainer(shared, tmp_path)
     assert second.resume()
     assert second.step == at
-    assert second.train()
+    assert second.train().complete
     assert_equal(straight, tmp_path)
 
 
@@ -254,28 +405,34 @@ def test_a_complete_run_has_nothing_left_to_do(shared: Path, straight: Path) -> 
     given = trainer(shared, straight)
     given.resume()
     assert given.stage() is None
-    assert given.train()
+    assert given.train().complete
 
 
-def test_sigterm_writes_a_checkpoint_and_stops(shared: Path, tmp_path: Path) -> None:
-    given = trainer(shared, tmp_path)
+@pytest.mark.parametrize(
+    ("number", "at_step", "workers"), [(signal.SIGTERM, 12, 2), (signal.SIGINT, 3, 0)]
+)
+def test_a_signal_writes_a_checkpoint_from_which_the_same_run_goes_on(
+    shared: Path, straight: Path, tmp_path: Path, number: int, at_step: int, workers: int
+) -> None:
+    given = trainer(shared, tmp_path, workers=workers)
     update = given.update
 
-    def interrupted(stage: Stage, at: int) -> dict[str, float]:
-        if given.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(stage, at)
+    def interrupted(stage: Stage, at: int, batch: Any) -> dict[str, torch.Tensor]:
+        if given.step == at_step:
+            os.kill(os.getpid(), number)
+        return update(stage, at, batch)
 
     given.update = interrupted  # type: ignore[method-assign]
-    assert not given.train()
-    assert given.step == 4
-    again = trainer(shared, tmp_path)
+    assert given.train() == loop.Outcome(at_step + 1, complete=False, stopped_by=number)
+    again = trainer(shared, tmp_path, workers=workers)
     assert again.resume()
-    assert again.step == 4
+    assert again.step == at_step + 1
+    assert again.train().complete
+    assert_equal(straight, tmp_path)
 
 
 def test_a_spent_time_budget_writes_a_checkpoint_and_stops(shared: Path, tmp_path: Path) -> None:
-    assert not trainer(shared, tmp_path, minutes=1e-9).train()
+    assert not trainer(shared, tmp_path, minutes=1e-9).train().complete
     assert (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -290,7 +447,7 @@ def test_stages_follow_each_other(shared: Path, tmp_path: Path) -> None:
 
 def test_the_learning_rate_warms_up_and_falls() -> None:
     stage = replace(FRAMES, steps=1000)
-    rates = [loop._rate(stage, at) for at in range(1000)]
+    rates = [loop.rate(stage, at) for at in range(1000)]
     assert rates[0] < 0.02 * stage.rate
     assert max(rates) == pytest.approx(stage.rate, rel=0.05)
     assert rates[100:] == sorted(rates[100:], reverse=True)
@@ -305,7 +462,7 @@ def recipe_path(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.toml"
     network = "\n".join(f"{k} = {json.dumps(v)}" for k, v in TINY.items())
     path.write_text(
-        f'model = "tiny-v1"\nseed = 3\nbfloat16 = false\ncritic_width = 4\n\n[network]\n{network}\n'
+        f'model = "tiny-v1"\nseed = 3\nbfloat16 = false\n\n[network]\n{network}\n'
         '[[stage]]\nname = "only"\nsteps = 3\nbatch = 1\nunroll = 1\ncrop = 32\n'
         "rate = 1e-3\nfinal_rate = 1e-3\n",
         "utf-8",
@@ -313,18 +470,19 @@ def recipe_path(tmp_path: Path) -> Path:
     return path
 
 
-def invoke(*words: object) -> str:
+def invoke(*words: object) -> Result:
     done = CliRunner().invoke(main, [str(w) for w in words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    return done.output
+    return done
 
 
 def test_a_trained_run_is_exported_as_a_model_folder(
     shared: Path, recipe_path: Path, tmp_path: Path
 ) -> None:
     options = ("--cache", shared / "cache", "--metric-weights", shared / "metrics")
-    assert "step 3: complete" in invoke("run", recipe_path, tmp_path / "run", *options)
-    row = tomllib.loads(invoke("export", recipe_path, tmp_path / "run", tmp_path / "tiny-v1"))
+    assert "step 3 of 3: complete" in invoke("run", recipe_path, tmp_path / "run", *options).stderr
+    done = invoke("export", recipe_path, tmp_path / "run", tmp_path / "tiny-v1")
+    (row,) = tomllib.loads(done.stdout)["model"]
     found = tmp_path / "tiny-v1" / weights.WEIGHTS
     assert row["id"] == "tiny-v1"
     assert row["bytes"] == found.stat().st_size

@@ -1,270 +1,348 @@
-"""The training loop: stages, EMA, checkpoints; a resumed run equals the straight one.
+"""The training loop of all models: stages, running average, checkpoints, logs.
 
-All randomness of a step derives from (seed, step). A checkpoint is one safetensors file, written by
-part-and-rename; SIGTERM and the time budget write one and stop.
+A resumed run equals the straight one: all randomness of a step derives from (seed, step). SIGTERM,
+SIGINT and the time budget write a checkpoint and stop after the current step.
 """
 
 from __future__ import annotations
 
-import json
-import logging
+import contextlib
 import math
+import os
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from semvc.nets import schedule
-from semvc.nets.generator import Conditioning, Generator, Memory
-from semvc.nets.load import place
-from semvc.train import losses
-from semvc.train.data import Batch, Cache
+from semvc.errors import UsageError
+from semvc.train import checkpoint, families, feed, parallel
+from semvc.train.checkpoint import Checkpoint
+from semvc.train.families import Inputs
+from semvc.train.journal import Journal, Row
 from semvc.train.muon import Muon
 from semvc.train.recipe import Recipe, Stage
 
-_log = logging.getLogger(__name__)
+_SAMPLES_STEP = 1 << 40  # the batch that sample pictures are made of: a step that never comes
+_AHEAD = 3  # batches ready before they are needed, for each thread that makes them
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Where a run reads and writes, and how long it may take (minutes; 0 = to the end)."""
+    """Where a run reads and writes, and how long it may take (minutes; 0 = to the end).
+
+    `start` overrides the recipe's; `recipe_folder` is what the recipe's is relative to. `workers`
+    threads make batches; None leaves the choice to the device.
+    """
 
     folder: Path
     caches: list[Path]
-    metric_weights: Path
+    metric_weights: Path | None
     device: str = "cpu"
     minutes: float = 0.0
+    start: Path | None = None
+    recipe_folder: Path = Path()
+    workers: int | None = None
+    accelerate: bool = False
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: at which step, whether that was the last, and by which signal if any."""
+
+    step: int
+    complete: bool
+    stopped_by: int | None = None
 
 
 class Trainer:
-    """State of one run: networks, optimisers, running average, step."""
+    """State of one run: task, optimisers, running average, step."""
 
     def __init__(self, recipe: Recipe, run: Run) -> None:
-        self.recipe, self.run = recipe, run
-        torch.manual_seed(recipe.seed)
-        self.device = torch.device(run.device)
-        self.generator = place(Generator(**recipe.network), self.device)
-        self.average = {n: p.detach().clone() for n, p in self.generator.named_parameters()}
-        self.critic = place(losses.Discriminator(recipe.critic_width), self.device)
-        inner, outer = _split(self.generator)
-        self.optimisers: dict[str, torch.optim.Optimizer] = {
-            "muon": Muon(inner, lr=0.0),
-            "adam": torch.optim.AdamW(
-                outer, lr=0.0, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-            ),
-        }
-        self.critic_optimiser = torch.optim.Adam(
-            self.critic.parameters(), lr=recipe.critic_rate, betas=(0.5, 0.99)
-        )
-        self.perceptual = losses.Perceptual(run.metric_weights).to(self.device)
-        self.dtype = torch.bfloat16 if recipe.bfloat16 else torch.float32
-        place(self.perceptual.convolutions, dtype=self.dtype)
-        self.alphas = schedule.alphas_cumprod().to(self.device)
-        self.cache = Cache(run.caches)
-        self.step = 0
+        self.recipe, self.run, self.step = recipe, run, 0
+        self.team = parallel.accelerated() if run.accelerate else parallel.alone(run.device)
+        self.device = self.team.device
+        dtype = torch.bfloat16 if recipe.bfloat16 else torch.float32
+        inputs = Inputs(run.caches, run.metric_weights, self.device, dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            self.task = families.build(recipe, inputs)
+        self.network: nn.Module = self.task.network
+        self._named = {n: p for n, p in self.network.named_parameters()}
+        self.started_from = ""
+        self._start()
+        self.average = {n: p.detach().clone() for n, p in self._named.items()}
+        self.optimisers = self._optimisers()
+
+    def _start(self) -> None:
+        given = self.run.start
+        if given is None and self.recipe.start:
+            given = self.run.recipe_folder / self.recipe.start
+        if given is None:
+            return
+        tensors, self.started_from = checkpoint.weights_to_start_from(given)
+        try:
+            self.network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise UsageError(
+                f"the network of the recipe is not that of {given}: {error}"
+            ) from error
+
+    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        inner = [p for n, p in self._named.items() if self.task.is_inner(n, p)]
+        outer = [p for n, p in self._named.items() if not self.task.is_inner(n, p)]
+        fused = self.device.type == "cuda"
+        found: dict[str, torch.optim.Optimizer] = {}
+        if inner:
+            found["muon"] = Muon(inner, lr=0.0)
+        if outer:
+            found["adam"] = torch.optim.AdamW(
+                outer,
+                lr=0.0,
+                betas=(0.9, 0.99),
+                weight_decay=self.recipe.weight_decay,
+                fused=fused,
+            )
+        if self.task.critic is not None:
+            found["critic_adam"] = torch.optim.Adam(
+                self.task.critic.parameters(),
+                lr=self.recipe.critic_rate,
+                betas=(0.5, 0.99),
+                fused=fused,
+            )
+        return found
 
     def stage(self) -> tuple[Stage, int] | None:
         """Return the current stage and the step within it, or None at the end."""
-        at = self.step
-        for stage in self.recipe.stages:
-            if at < stage.steps:
-                return stage, at
-            at -= stage.steps
-        return None
+        return self.recipe.stage_at(self.step)
 
-    def train(self) -> bool:
-        """Run to the end or the time budget; return True when the recipe is complete."""
-        self.run.folder.mkdir(parents=True, exist_ok=True)
-        stop = {"now": False}
-        signal.signal(signal.SIGTERM, lambda *_: stop.update(now=True))
-        begun = saved = time.monotonic()
-        sums: dict[str, float] = {}
-        counted = 0
-        while (found := self.stage()) is not None:
-            values = self.update(*found)
-            counted += 1
-            sums = {k: sums.get(k, 0.0) + v for k, v in values.items()}
-            self.step += 1
-            now = time.monotonic()
-            if self.step % 50 == 0:
-                means = {k: round(v / counted, 5) for k, v in sums.items()}
-                row = {
-                    "step": self.step,
-                    "stage": found[0].name,
-                    "seconds": round(now - begun, 1),
-                    **means,
-                }
-                with (self.run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-                _log.info("%s", row)
-                sums, counted = {}, 0
-            over = bool(self.run.minutes) and now - begun > 60 * self.run.minutes
-            if over or stop["now"] or now - saved > 60 * self.recipe.checkpoint_minutes:
-                self.save()
-                saved = now
-            if over or stop["now"]:
-                return False
-        self.save()
-        return True
+    def _stage_at(self, step: int) -> tuple[Stage, int]:
+        found = self.recipe.stage_at(step)
+        if found is None:
+            raise ValueError(f"the recipe ends before step {step}")
+        return found
 
-    def update(self, stage: Stage, at: int) -> dict[str, float]:
-        """Take one optimiser step; return the losses."""
-        key = (self.recipe.seed, self.step)
-        batch = self.cache.batch(stage.batch, unroll=stage.unroll, crop=stage.crop, key=key)
-        draw = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        batch = _to(batch, self.device)
-        made = [losses.displayed(m.float()) for m in self._unroll(stage, batch, draw)]
-        true = torch.cat(batch.true)
-        x = torch.cat(made)
-        values = {"charbonnier": losses.charbonnier(x, true)}
-        if stage.lpips or stage.dists:
-            values["lpips"], values["dists"] = self.perceptual(x, true)
-        if stage.temporal and stage.unroll > 1:
-            pairs = zip(made[1:], made, batch.true[1:], batch.true, strict=False)
-            values["temporal"] = torch.stack(
-                [losses.temporal(a, b, c, d) for a, b, c, d in pairs]
-            ).mean()
-        base = torch.cat([c.base[:, 3:6] for c in batch.conditioning])
-        if stage.adversarial:
-            values["critic"] = self._train_critic(x.detach(), true, base)
-            self.critic.requires_grad_(False)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.recipe.bfloat16):
-                values["adversarial"] = losses.hinge_generator(self.critic(x, base))
-            self.critic.requires_grad_(True)
-        total = sum(getattr(stage, n) * v for n, v in values.items() if n != "critic")
-        for optimiser in self.optimisers.values():
-            for group in optimiser.param_groups:
-                group["lr"] = _rate(stage, at)
-        self.generator.zero_grad(set_to_none=True)
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.recipe.clip_norm)
-        if torch.isfinite(norm):
-            for optimiser in self.optimisers.values():
-                optimiser.step()
+    def train(
+        self,
+        *,
+        on_row: Callable[[Row], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Outcome:
+        """Run to the end, the time budget or a signal.
+
+        `on_row` gets every row of the log, `on_step` the steps done and those of the recipe.
+        """
+        folder, first = self.run.folder, self.team.rank == 0
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = Journal(folder, tensorboard=self.run.tensorboard and first, on_row=on_row)
+        begun = saved = drawn = time.monotonic()
+        workers = self._workers()
+        steps = range(self.step, self.recipe.steps)
+        batches = feed.ahead(self.batch, steps, workers=workers, depth=workers * _AHEAD)
+        with _signals() as stopped, contextlib.closing(batches):
+            for batch in batches:
+                stage, at = self._stage_at(self.step)
+                journal.add(self.update(stage, at, batch))
+                self.step += 1
+                now = time.monotonic()
+                if first and self.step % self.recipe.log_steps == 0:
+                    journal.row(self.step, **self._facts(stage, at))
+                over = bool(self.run.minutes) and now - begun > 60 * self.run.minutes
+                stop = over or bool(stopped)
+                if first and (stop or now - saved > 60 * self.recipe.checkpoint_minutes):
+                    self.save()
+                    saved = now
+                if first and self._wants_picture(now - drawn):
+                    journal.picture(self.step, self.picture(stage))
+                    drawn = now
+                if on_step is not None:
+                    on_step(self.step, self.recipe.steps)
+                if stop:
+                    break
+        journal.close()
+        complete = self.step >= self.recipe.steps
+        if first and complete:
+            self.save()
+        return Outcome(self.step, complete, stopped[0] if stopped else None)
+
+    def batch(self, step: int, stage: Stage | None = None) -> Any:
+        """Return the batch of a step, or what it would be in another stage."""
+        stage = stage or self._stage_at(step)[0]
+        key = (self.recipe.seed, step * self.team.size + self.team.rank)
+        batch = self.task.batch(stage, key)
+        return feed.pinned(batch) if self.device.type == "cuda" else batch
+
+    def update(self, stage: Stage, at: int, batch: Any = None) -> dict[str, Tensor]:
+        """Take one optimiser step; return the losses, scalars on the device."""
+        batch = self.batch(self.step, stage) if batch is None else batch
+        batch = feed.moved(batch, self.device)
+        made = self.task.forward(stage, batch)
+        values: dict[str, Tensor] = {}
+        critic = self.task.critic
+        if critic is not None and self.task.adversarial(stage):
+            values["critic"] = self._update_critic(critic, stage, batch, made)
+            critic.requires_grad_(False)
+        found = self.task.losses(stage, batch, made)
+        for group in self._groups():
+            group["lr"] = rate(stage, at)
+        self.network.zero_grad(set_to_none=True)
+        found.total.backward()
+        if critic is not None:
+            critic.requires_grad_(True)
+        norm = self._clip()
+        for name in ("muon", "adam"):
+            if name in self.optimisers:
+                self.optimisers[name].step()
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, p in self.generator.named_parameters():
-                self.average[name].lerp_(p, 1 - decay)
-        return {n: float(v.detach()) for n, v in values.items()} | {"norm": float(norm)}
+        parameters = [p.detach() for p in self._named.values()]
+        torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
+        values |= {n: v.detach().float() for n, v in found.values.items()}
+        return values | {"norm": norm}
 
-    def _unroll(self, stage: Stage, batch: Batch, draw: torch.Generator) -> list[Tensor]:
-        shape = batch.true[0].shape
-        noise = torch.randn(shape, generator=draw).to(self.device)
-        level = torch.randint(0, schedule.TRAIN_STEPS, shape[:1], generator=draw)
-        pure = torch.rand(shape[:1], generator=draw) < stage.one_step
-        level = torch.where(pure, schedule.TRAIN_STEPS - 1, level).to(self.device)
-        keep_sketch = float(torch.rand((), generator=draw)) >= stage.drop_sketch
-        keep_skeleton = float(torch.rand((), generator=draw)) >= stage.drop_skeleton
-        memory: Memory | None = None
-        made = []
-        for true, c in zip(batch.true, batch.conditioning, strict=True):
-            c = Conditioning(
-                c.base,
-                c.sketch if keep_sketch else None,
-                c.skeleton if keep_skeleton else None,
-                c.crf,
-                c.spatial_log2,
-                c.temporal_log2,
-                c.phase,
-            )
-            sample = schedule.add_noise(true, noise, level, self.alphas)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.recipe.bfloat16):
-                frame, memory = self.generator(sample, level, c, memory)
-            made.append(frame)
-        return made
-
-    def _train_critic(self, made: Tensor, true: Tensor, base: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.recipe.bfloat16):
-            loss = losses.hinge_critic(self.critic(true, base), self.critic(made, base))
-        self.critic_optimiser.zero_grad(set_to_none=True)
+    def _update_critic(self, critic: nn.Module, stage: Stage, batch: Any, made: Any) -> Tensor:
+        loss = self.task.critic_loss(stage, batch, made, self.step)
+        critic.zero_grad(set_to_none=True)
         loss.backward()
-        self.critic_optimiser.step()
-        return loss.detach()
+        self.team.average_gradients(list(critic.parameters()))
+        self.optimisers["critic_adam"].step()
+        return loss.detach().float()
+
+    def _clip(self) -> Tensor:
+        """Bound the gradient's norm and return it; a gradient that is not finite becomes zero.
+
+        All on the device: the step is taken without waiting for the norm.
+        """
+        self.team.average_gradients(list(self._named.values()))
+        grads = [p.grad for p in self._named.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        scale = (self.recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, torch.where(torch.isfinite(norm), scale, 0.0))
+        for grad in grads:
+            torch.nan_to_num_(grad, 0.0, 0.0, 0.0)
+        return norm.detach().float()
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        for name in ("muon", "adam"):
+            if name in self.optimisers:
+                yield from self.optimisers[name].param_groups
+
+    def _workers(self) -> int:
+        if self.run.workers is not None:
+            return self.run.workers
+        return min(8, os.cpu_count() or 1) if self.device.type == "cuda" else 0
+
+    def _facts(self, stage: Stage, at: int) -> Row:
+        facts: Row = {"stage": stage.name, "rate": rate(stage, at)}
+        if self.device.type == "cuda":
+            facts["gigabytes"] = round(torch.cuda.max_memory_allocated(self.device) / 1e9, 2)
+        return facts
+
+    def _wants_picture(self, seconds: float) -> bool:
+        every = self.recipe.sample_minutes
+        return bool(every) and (self.step == 1 or seconds > 60 * every)
+
+    def picture(self, stage: Stage) -> Tensor:
+        """Return uint8 [H, W, 3]: what the running average makes of a batch that stays the same."""
+        batch = self.task.batch(stage, (self.recipe.seed, _SAMPLES_STEP))
+        with torch.no_grad(), self._averaged():
+            made = self.task.forward(stage, feed.moved(batch, self.device))
+            return self.task.picture(stage, batch, made)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Let the network have the averaged weights for a while."""
+        kept = {n: p.detach().clone() for n, p in self._named.items()}
+        try:
+            self._assign(self.average)
+            yield
+        finally:
+            self._assign(kept)
+
+    def _assign(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self._named.items():
+                p.copy_(values[name])
 
     def save(self) -> None:
         """Write the checkpoint under its final name, complete or not at all."""
-        tensors: dict[str, Tensor] = {}
-        tensors |= {f"generator.{n}": t for n, t in self.generator.state_dict().items()}
-        tensors |= {f"average.{n}": t for n, t in self.average.items()}
-        tensors |= {f"critic.{n}": t for n, t in self.critic.state_dict().items()}
-        for label, optimiser in self._all_optimisers():
-            for i, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"{label}.{i}.{n}": torch.as_tensor(t) for n, t in state.items()}
-        part = self.run.folder / "checkpoint.part"
-        save_file(
-            {n: t.contiguous().cpu() for n, t in tensors.items()}, part, {"step": str(self.step)}
-        )
-        part.replace(self.run.folder / "checkpoint.safetensors")
+        parts: dict[str, dict[str, Tensor]] = {
+            "generator": dict(self.network.state_dict()),
+            "average": self.average,
+        }
+        if self.task.critic is not None:
+            parts["critic"] = dict(self.task.critic.state_dict())
+        for label, optimiser in self.optimisers.items():
+            parts[label] = {
+                f"{i}.{n}": torch.as_tensor(t)
+                for i, state in optimiser.state_dict()["state"].items()
+                for n, t in state.items()
+            }
+        notes = {
+            "step": str(self.step),
+            "model": self.recipe.model,
+            "family": self.recipe.family,
+            "start": self.started_from,
+        }
+        checkpoint.save(self.run.folder, Checkpoint(parts, notes))
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; return False when there is none."""
-        path = self.run.folder / "checkpoint.safetensors"
-        if not path.exists():
+        found = checkpoint.load(self.run.folder)
+        if found is None:
             return False
-        with safe_open(path, "pt") as file:
-            self.step = int(file.metadata()["step"])
-        tensors = load_file(path)
-
-        def part(label: str) -> dict[str, Tensor]:
-            return {n[len(label) + 1 :]: t for n, t in tensors.items() if n.startswith(label + ".")}
-
-        self.generator.load_state_dict(part("generator"))
-        self.critic.load_state_dict(part("critic"))
-        self.average = {n: t.to(self.device) for n, t in part("average").items()}
-        for label, optimiser in self._all_optimisers():
+        try:
+            self.network.load_state_dict(found.parts["generator"])
+            if self.task.critic is not None:
+                self.task.critic.load_state_dict(found.parts["critic"])
+        except (KeyError, RuntimeError) as error:
+            raise UsageError(
+                f"the checkpoint in {self.run.folder} is of another network than the recipe's:"
+                " train in a new folder, or give the old one with --start"
+            ) from error
+        self.step = int(found.notes["step"])
+        self.started_from = found.notes.get("start", "")
+        self.average = {n: found.parts["average"][n].to(self.device) for n in self._named}
+        for label, optimiser in self.optimisers.items():
             state: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in part(label).items():
+            for name, tensor in found.parts.get(label, {}).items():
                 i, field = name.split(".")
                 state.setdefault(int(i), {})[field] = tensor
             optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
         return True
 
-    def _all_optimisers(self) -> list[tuple[str, torch.optim.Optimizer]]:
-        return [*self.optimisers.items(), ("critic_adam", self.critic_optimiser)]
 
-
-def export(checkpoint: Path, path: Path) -> None:
-    """Write a checkpoint's running average as fp16 weights, the form in which models ship."""
-    label = "average."
-    tensors = {n[len(label) :]: t for n, t in load_file(checkpoint).items() if n.startswith(label)}
-    save_file({n: t.half().contiguous() for n, t in tensors.items()}, path)
-    path.chmod(0o644)  # safetensors writes for the owner alone
-
-
-def _split(network: Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights inside the network, for Muon; those at its ends, and vectors, for Adam."""
-    inner: list[Tensor] = []
-    outer: list[Tensor] = []
-    for name, p in network.named_parameters():
-        ends = name.startswith(("stem", "head", "embed"))
-        (outer if ends or p.ndim < 2 else inner).append(p)
-    return inner, outer
-
-
-def _rate(stage: Stage, at: int) -> float:
-    warm = min(1.0, (at + 1) / 100)
+def rate(stage: Stage, at: int) -> float:
+    """Return the learning rate of a stage's step `at`: linear warm-up times a cosine."""
+    warm = min(1.0, (at + 1) / stage.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * at / stage.steps))
     return warm * (stage.final_rate + (stage.rate - stage.final_rate) * cosine)
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    moved = [
-        Conditioning(
-            base=c.base.to(device),
-            sketch=None if c.sketch is None else c.sketch.to(device),
-            skeleton=None if c.skeleton is None else c.skeleton.to(device),
-            crf=c.crf.to(device),
-            spatial_log2=c.spatial_log2.to(device),
-            temporal_log2=c.temporal_log2.to(device),
-            phase=c.phase.to(device),
-        )
-        for c in batch.conditioning
-    ]
-    return Batch([t.to(device) for t in batch.true], moved)
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Note SIGTERM and SIGINT instead of acting on them; a second one acts as it did before."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def note(number: int, _: object) -> None:
+        seen.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

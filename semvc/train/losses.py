@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -161,44 +162,99 @@ class _Moments(torch.autograd.Function):
 
 
 class Discriminator(nn.Module):
-    """Patch critic of a frame beside its base layer, at two scales (pix2pixHD, Wang 2018)."""
+    """Patch critic of frames beside their base layer, at two scales (pix2pixHD, Wang 2018).
 
-    def __init__(self, width: int) -> None:
+    It sees `frames` consecutive frames at once: with two or more it judges motion as well, so that
+    texture that boils is found out. `spectral` bounds every layer's gain (Miyato et al. 2018).
+    """
+
+    def __init__(self, width: int, frames: int = 1, spectral: bool = True) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(_Critic(width) for _ in range(2))
+        self.frames = frames
+        self.scales = nn.ModuleList(_Critic(width, frames, spectral) for _ in range(2))
 
     def forward(self, frame: Tensor, base: Tensor) -> list[Tensor]:
-        """Return the scores of both scales for [B, 3, H, W] frames and held base frames."""
+        """Return the scores of both scales [B, 1, h, w] for frames and held base frames.
+
+        frame, base: [B, 3 * frames, H, W] in [-1, 1].
+        """
+        return [levels[-1] for levels in self.judge(frame, base)]
+
+    def judge(self, frame: Tensor, base: Tensor) -> list[list[Tensor]]:
+        """Return of each scale what its layers find, the scores last."""
         x = torch.cat([frame, base], 1)
         return [self.scales[0](x), self.scales[1](F.avg_pool2d(x, 2))]
 
 
-class _Critic(nn.Sequential):
-    def __init__(self, width: int) -> None:
-        sn = nn.utils.parametrizations.spectral_norm
-        super().__init__(
-            nn.PixelUnshuffle(2),
-            sn(nn.Conv2d(24, width, 3, padding=1)),
-            nn.LeakyReLU(0.2),
-            sn(nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)),
-            nn.LeakyReLU(0.2),
-            sn(nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1)),
-            nn.LeakyReLU(0.2),
-            sn(nn.Conv2d(4 * width, 1, 3, padding=1)),
+class _Critic(nn.Module):
+    def __init__(self, width: int, frames: int, spectral: bool) -> None:
+        super().__init__()
+        bound = nn.utils.parametrizations.spectral_norm if spectral else nn.Identity()
+        self.layers = nn.ModuleList(
+            bound(layer)
+            for layer in (
+                nn.Conv2d(24 * frames, width, 3, padding=1),
+                nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+                nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1),
+                nn.Conv2d(4 * width, 1, 3, padding=1),
+            )
         )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        found: list[Tensor] = []
+        for layer in self.layers:
+            x = layer(F.leaky_relu(x, 0.2) if found else x)
+            found.append(x)
+        return found
 
 
 def hinge_critic(real: list[Tensor], made: list[Tensor]) -> Tensor:
-    """Hinge loss of the critic (Lim and Ye 2017)."""
-    return sum(
-        (
-            F.relu(1 - r.float()).mean() + F.relu(1 + m.float()).mean()
-            for r, m in zip(real, made, strict=True)
-        ),
-        start=real[0].new_zeros((), dtype=torch.float32),
-    )
+    """Hinge loss of the critic (Lim and Ye 2017), summed over scales."""
+    pairs = zip(real, made, strict=True)
+    return _sum(F.relu(1 - r.float()).mean() + F.relu(1 + m.float()).mean() for r, m in pairs)
 
 
 def hinge_generator(made: list[Tensor]) -> Tensor:
     """Hinge loss of the generator."""
-    return -sum((m.float().mean() for m in made), start=made[0].new_zeros((), dtype=torch.float32))
+    return _sum(-m.float().mean() for m in made)
+
+
+def relativistic_critic(real: list[Tensor], made: list[Tensor]) -> Tensor:
+    """Loss of a critic that compares each made patch with the real one of the same place.
+
+    Relativistic pairing GAN (Jolicoeur-Martineau 2018; Huang et al., R3GAN, 2024, equation 2).
+    """
+    pairs = zip(real, made, strict=True)
+    return _sum(F.softplus(m.float() - r.float()).mean() for r, m in pairs)
+
+
+def relativistic_generator(real: list[Tensor], made: list[Tensor]) -> Tensor:
+    """Loss of the generator against that critic; `real` may come without gradients."""
+    return relativistic_critic(made, real)
+
+
+def feature_matching(real: list[list[Tensor]], made: list[list[Tensor]]) -> Tensor:
+    """L1 distance of what the critic's layers find, without the scores (pix2pixHD, equation 4).
+
+    Each layer counts by its distance over the mean size of what it finds in the real picture.
+    """
+    return _sum(
+        (m.float() - r.detach().float()).abs().mean() / (r.detach().float().abs().mean() + 1e-6)
+        for real_levels, made_levels in zip(real, made, strict=True)
+        for r, m in zip(real_levels[:-1], made_levels[:-1], strict=True)
+    )
+
+
+def gradient_penalty(scores: list[Tensor], inputs: Tensor) -> Tensor:
+    """Squared gradient of the scores by the critic's `inputs` (R1 of Mescheder et al. 2018).
+
+    Each scale counts as its mean patch would alone, so that the size of the crop does not matter.
+    """
+    total = _sum(s.float().sum() / s[0].numel() ** 0.5 for s in scores)
+    (slope,) = torch.autograd.grad(total, inputs, create_graph=True)
+    return slope.float().square().sum((1, 2, 3)).mean()
+
+
+def _sum(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).sum()

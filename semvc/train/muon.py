@@ -25,6 +25,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step; a closure is not supported."""
         for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -34,18 +35,29 @@ class Muon(torch.optim.Optimizer):
                 buffer = state["momentum"]
                 buffer.mul_(group["momentum"]).add_(p.grad)
                 update = p.grad.add(buffer, alpha=group["momentum"]).flatten(1)
-                scale = 0.2 * max(update.shape) ** 0.5
-                p.add_(_orthogonal(update).view_as(p), alpha=-group["lr"] * scale)
+                alike.setdefault(tuple(update.shape), []).append((p, update))
+            for shape, pairs in alike.items():
+                scale = 0.2 * max(shape) ** 0.5
+                for (p, _), update in zip(pairs, _orthogonal_all(pairs), strict=True):
+                    p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+
+
+def _orthogonal_all(pairs: list[tuple[Tensor, Tensor]]) -> Iterable[Tensor]:
+    """The updates made orthogonal: all at once on a GPU, where many small products are slow."""
+    updates = [update for _, update in pairs]
+    if updates[0].is_cuda:
+        return _orthogonal(torch.stack(updates)).unbind(0)
+    return map(_orthogonal, updates)
 
 
 def _orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix, roughly, by Newton-Schulz iteration in bfloat16."""
+    """Nearest semi-orthogonal [..., out, rest], roughly, by Newton-Schulz iteration in bfloat16."""
     a, b, c = _COEFFICIENTS
     x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrix.dtype)

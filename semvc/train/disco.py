@@ -1,0 +1,241 @@
+"""Training of profile disco's small generator: unrolled restoration of real base layers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from semvc.errors import UsageError
+from semvc.nets import schedule
+from semvc.nets.generator import Conditioning, Generator, Memory
+from semvc.nets.load import place
+from semvc.train import losses
+from semvc.train.data import Batch, Cache, RawBatch, expand
+from semvc.train.families import Inputs, Losses
+from semvc.train.recipe import Recipe, Stage
+
+INDEX = {
+    "role": "generator",
+    "profile": "disco",
+    "tier": "small",
+    "licence": "Apache-2.0",
+    "source": "bundled",
+    "signals": ["base_av1", "sketch", "skeleton"],
+}
+_STRIDE = 16  # crops are a multiple of the generator's
+_OBJECTIVES = ("hinge", "relativistic")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A stage of the small generator.
+
+    `unroll` frames are made in a row, gradients flowing through the recurrence; `crop` is in luma
+    samples. `one_step` is the share of samples trained at pure noise, the rest draw their noise
+    level uniformly. `drop_sketch` and `drop_skeleton` are the shares trained without them. The
+    weights of the losses are zero when absent. Where `adversarial` has a weight, a critic is
+    trained by `objective`, with `penalty` as the weight of its gradient penalty, which is computed
+    in every `penalty_every`-th step; `matching` is the weight of feature matching in the critic.
+    """
+
+    unroll: int
+    crop: int
+    one_step: float = 0.7
+    drop_sketch: float = 0.5
+    drop_skeleton: float = 0.5
+    charbonnier: float = 1.0
+    lpips: float = 0.0
+    dists: float = 0.0
+    temporal: float = 0.0
+    adversarial: float = 0.0
+    matching: float = 0.0
+    objective: str = "hinge"
+    penalty: float = 0.0
+    penalty_every: int = 8
+
+    def __post_init__(self) -> None:
+        if self.unroll < 1 or self.crop < _STRIDE or self.crop % _STRIDE:
+            raise UsageError(
+                f"a stage needs unroll >= 1 and a crop that is a multiple of {_STRIDE}"
+            )
+        if self.objective not in _OBJECTIVES or self.penalty_every < 1:
+            raise UsageError(f"objective is {' or '.join(_OBJECTIVES)}, and penalty_every >= 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A batch with its random numbers: noise [B, 3, H, W], noise levels int64 [B]."""
+
+    raw: RawBatch
+    noise: Tensor
+    level: Tensor
+    keep_sketch: bool
+    keep_skeleton: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The unrolled frames as they are shown, beside what they were made from."""
+
+    frames: list[Tensor]
+    batch: Batch
+
+
+def build(recipe: Recipe, inputs: Inputs) -> Disco:
+    """Return the task; see `families`."""
+    return Disco(recipe, inputs)
+
+
+def config(recipe: Recipe) -> str:
+    """Return the constructor arguments of `Generator` as TOML."""
+    lines = [f"{name} = {json.dumps(value)}" for name, value in recipe.network.items()]
+    return "[network]\n" + "\n".join(lines) + "\n"
+
+
+class Disco:
+    """The small generator as a `families.Task`."""
+
+    def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
+        self._device, self._dtype = inputs.device, inputs.dtype
+        try:
+            self.network = place(Generator(**recipe.network), inputs.device)
+            critic = losses.Discriminator(**{"width": 48} | recipe.critic)
+        except TypeError as error:
+            raise UsageError(f"recipe of {recipe.model}: {error}") from error
+        self.critic = place(critic, inputs.device)
+        self._frames = critic.frames
+        for stage in recipe.stages:
+            if self.adversarial(stage) and stage.options.unroll < self._frames:
+                raise UsageError(
+                    f"stage {stage.name}: the critic sees {self._frames} frames at once, so that"
+                    " unroll cannot be less"
+                )
+        self._run = torch.compile(self.network) if recipe.compile else self.network
+        if inputs.metric_weights is None:
+            raise UsageError("the losses need VGG16: give its folder with --metric-weights")
+        self._perceptual = losses.Perceptual(inputs.metric_weights).to(inputs.device)
+        place(self._perceptual.convolutions, dtype=inputs.dtype)
+        self._alphas = schedule.alphas_cumprod().to(inputs.device)
+        self._cache = Cache(inputs.caches)
+
+    def batch(self, stage: Stage, key: tuple[int, int]) -> _Given:
+        """Return raw samples and all random numbers of a step."""
+        o: Options = stage.options
+        draw = torch.Generator().manual_seed(key[0] * 1_000_003 + key[1])
+        noise = torch.randn((stage.batch, 3, o.crop, o.crop), generator=draw)
+        level = torch.randint(0, schedule.TRAIN_STEPS, (stage.batch,), generator=draw)
+        pure = torch.rand(stage.batch, generator=draw) < o.one_step
+        return _Given(
+            raw=self._cache.raw_batch(stage.batch, unroll=o.unroll, crop=o.crop, key=key),
+            noise=noise,
+            level=torch.where(pure, schedule.TRAIN_STEPS - 1, level),
+            keep_sketch=float(torch.rand((), generator=draw)) >= o.drop_sketch,
+            keep_skeleton=float(torch.rand((), generator=draw)) >= o.drop_skeleton,
+        )
+
+    def forward(self, stage: Stage, batch: _Given) -> _Made:
+        """Unroll the generator over the frames of a batch."""
+        full = expand(batch.raw)
+        memory: Memory | None = None
+        frames = []
+        for true, c in zip(full.true, full.conditioning, strict=True):
+            given = replace(
+                c,
+                sketch=c.sketch if batch.keep_sketch else None,
+                skeleton=c.skeleton if batch.keep_skeleton else None,
+            )
+            frame, memory = self._frame(batch, true, given, memory)
+            frames.append(losses.displayed(frame.float()))
+        return _Made(frames, full)
+
+    def _frame(
+        self, batch: _Given, true: Tensor, given: Conditioning, memory: Memory | None
+    ) -> tuple[Tensor, Memory]:
+        sample = schedule.add_noise(true, batch.noise, batch.level, self._alphas)
+        with self._mixed():
+            return self._run(sample, batch.level, given, memory)
+
+    def adversarial(self, stage: Stage) -> bool:
+        """Whether a loss of the stage needs the critic."""
+        return bool(stage.options.adversarial or stage.options.matching)
+
+    def critic_loss(self, stage: Stage, batch: _Given, made: _Made, step: int) -> Tensor:
+        """Return the critic's loss on real and made frames, now and then with its penalty."""
+        o: Options = stage.options
+        fake, base = self._windows(made, made.frames)
+        real, _ = self._windows(made, [losses.displayed(t) for t in made.batch.true])
+        with self._mixed():
+            scores = self.critic(fake.detach(), base)
+            found = self.critic(real, base)
+            compare = losses.hinge_critic if o.objective == "hinge" else losses.relativistic_critic
+            loss = compare(found, scores)
+        if o.penalty and step % o.penalty_every == 0:
+            real = real.detach().requires_grad_()
+            slope = losses.gradient_penalty(self.critic(real, base), real)
+            loss = loss + 0.5 * o.penalty * o.penalty_every * slope
+        return loss
+
+    def losses(self, stage: Stage, batch: _Given, made: _Made) -> Losses:
+        """Return all losses that have a weight in this stage."""
+        o: Options = stage.options
+        true, x = torch.cat(made.batch.true), torch.cat(made.frames)
+        values = {"charbonnier": losses.charbonnier(x, true)}
+        if o.lpips or o.dists:
+            values["lpips"], values["dists"] = self._perceptual(x, true)
+        if o.temporal and o.unroll > 1:
+            now, wanted = itertools.pairwise(made.frames), itertools.pairwise(made.batch.true)
+            changes = [
+                losses.temporal(b, a, d, c) for (a, b), (c, d) in zip(now, wanted, strict=True)
+            ]
+            values["temporal"] = torch.stack(changes).mean()
+        if self.adversarial(stage):
+            values |= self._judged(o, made)
+        total = torch.stack([getattr(o, n) * v.float() for n, v in values.items()]).sum()
+        return Losses(total, values)
+
+    def _judged(self, o: Options, made: _Made) -> dict[str, Tensor]:
+        fake, base = self._windows(made, made.frames)
+        real, _ = self._windows(made, [losses.displayed(t) for t in made.batch.true])
+        with self._mixed():
+            found = self.critic.judge(fake, base)
+            scores = [levels[-1] for levels in found]
+            values: dict[str, Tensor] = {}
+            if o.matching or o.objective == "relativistic":
+                with torch.no_grad():
+                    goal = self.critic.judge(real, base)
+                values["matching"] = losses.feature_matching(goal, found)
+            if o.objective == "hinge":
+                values["adversarial"] = losses.hinge_generator(scores)
+            else:
+                values["adversarial"] = losses.relativistic_generator(
+                    [levels[-1] for levels in goal], scores
+                )
+        return values
+
+    def _windows(self, made: _Made, frames: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Runs of as many frames as the critic sees, and their held base frames, [N, 3F, H, W]."""
+        held = [c.base[:, 3:6] for c in made.batch.conditioning]
+        starts = range(len(frames) - self._frames + 1)
+        x, base = (
+            torch.cat([torch.cat(images[t : t + self._frames], 1) for t in starts])
+            for images in (frames, held)
+        )
+        return x, base
+
+    def picture(self, stage: Stage, batch: _Given, made: _Made) -> Tensor:
+        """Return rows of the source's, the base layer's and the made last frame."""
+        columns = [made.batch.true[-1], made.batch.conditioning[-1].base[:, 3:6], made.frames[-1]]
+        rows = torch.cat([c.detach().float() for c in columns], 3)  # [B, 3, H, 3W]
+        grid = rows.permute(0, 2, 3, 1).flatten(0, 1)
+        return ((grid + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def is_inner(self, name: str, parameter: Tensor) -> bool:
+        """Ends of the network and vectors are not for Muon."""
+        return parameter.ndim >= 2 and not name.startswith(("stem", "head", "embed"))
+
+    def _mixed(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
