@@ -33,7 +33,10 @@ from semvc.errors import (
 )
 
 _COMPLETE = "_SEMVC_COMPLETE"
-_LATER = {"bench": "semvc.bench.cli:bench"}  # groups in modules of their own
+_LATER = {  # groups in modules of their own
+    "bench": "semvc.bench.cli:bench",
+    "train": "semvc.train.commands:main",
+}
 _CLEANING_SECONDS = 2.0  # signals that come so soon after one are taken as the same
 
 
