@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -20,7 +21,7 @@ from semvc.bitstream.container import StreamReader, probe, verify
 from semvc.bitstream.headers import ProfileId, SectionType
 from semvc.decoder import DecodeJob, decode
 from semvc.encoder import EncodeJob, encode
-from semvc.errors import BitstreamError, ModelError, UsageError
+from semvc.errors import BitstreamError, ModelError, UnsupportedError, UsageError
 from semvc.media.reader import VideoReader
 from semvc.rate import Target
 from semvc.report import Report
@@ -89,6 +90,36 @@ def test_a_segment_decodes_alone(stream: Path, models: Path, tmp_path: Path, tie
     play(stream, tmp_path / "all.mkv", models, tier=tier)
     play(stream, tmp_path / "end.mkv", models, tier=tier, start=0.5)
     assert (watch(tmp_path / "end.mkv") == watch(tmp_path / "all.mkv")[12:]).all()
+
+
+def test_the_decoder_computes_as_the_encoder_did(
+    clip: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from semvc.nets import load, s2vc_runner
+
+    used: list[torch.dtype] = []
+    build = s2vc_runner.build
+    monkeypatch.setattr(s2vc_runner, "build", lambda *a: used.append(a[2]) or build(*a))
+    choose = load.choose_device
+    for dtype in ("float32", "bfloat16"):
+        with monkeypatch.context() as patch:  # as if on another machine
+            other = Runtime(device="cpu", dtype=dtype)
+            patch.setattr(load, "choose_device", lambda _, other=other: choose(other))
+            encode(clip, tmp_path / f"{dtype}.svc", options(models))
+        play(tmp_path / f"{dtype}.svc", tmp_path / "a.mkv", models)
+        play(tmp_path / f"{dtype}.svc", tmp_path / "a.mkv", models,
+             Runtime(models_dir=models, dtype="float32"))  # fmt: skip
+    single, half = torch.float32, torch.bfloat16
+    assert used == [single, single, single, half, half, single]
+
+
+def test_an_unknown_arithmetic_is_refused(stream: Path, models: Path) -> None:
+    header = StreamReader(io.BytesIO(stream.read_bytes())).header
+    profile = profiles.create(ProfileId.S2VC, models)
+    with pytest.raises(UnsupportedError, match="preset 2"):
+        profile.load(dataclasses.replace(header, preset=2), "preview", 1, Runtime())
 
 
 def test_a_decode_can_be_resumed(stream: Path, models: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ tier `preview` is the codec's own picture.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,7 @@ import numpy as np
 
 from semvc import weights
 from semvc.bitstream.headers import ProfileId, SectionType, StreamHeader
-from semvc.errors import BitstreamError, ModelError, UsageError
+from semvc.errors import BitstreamError, ModelError, UnsupportedError, UsageError
 from semvc.profiles import Coded
 from semvc.signals.latent import Latents, decode_latents, encode_latents
 from semvc.signals.latentprior import Prior, read_prior
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "s2vc"
 _CELL, _PER_CELL = 64, 4  # luma samples of a hyper-latent's side; latents on it
+_DTYPES = ("float32", "bfloat16")  # what the codec computes in, by the header's preset
 _NOT_SENT = ("caption", "sketch", "skeleton", "factor", "step", "camera", "masks")
 
 
@@ -44,6 +46,7 @@ class S2vc:
         self._codec: ModelRef | None = None
         self._prior: Prior | None = None
         self._runner: CodecRunner | None = None
+        self._preset = 0
         self._synthesizer: Synthesizer | None = None
 
     def close(self) -> None:
@@ -67,6 +70,7 @@ class S2vc:
         return {
             "sections": (SectionType.LATENT,),
             "codec_id": codec.codec_id(),
+            "preset": self._preset,
             "decoder_id": decoder_id,
         }
 
@@ -103,9 +107,13 @@ class S2vc:
         """Get ready to synthesize at a tier; ModelError if a model is missing or another one."""
         if steps != 1:
             raise UsageError(f"profile {NAME} decodes in one step: leave --steps out")
+        if header.preset >= len(_DTYPES):
+            raise UnsupportedError(f"preset {header.preset} of profile {NAME} is not known here")
         codec = self._named(header, runtime.models_dir)
         generator = None if tier == "preview" else _generator(header, tier, codec, runtime)
-        self._use(codec, runtime, runtime.models_dir)
+        # the encoder's arithmetic keeps the buffers nearest to the encoder's
+        wanted = _DTYPES[header.preset] if runtime.dtype == "auto" else runtime.dtype
+        self._use(codec, dataclasses.replace(runtime, dtype=wanted), runtime.models_dir)
         if generator is not None:
             from semvc.nets import load, s2vc_synthesis
 
@@ -142,6 +150,7 @@ class S2vc:
         folder = weights.resolve(codec, models_dir)
         device, dtype = load.choose_device(runtime)
         network = s2vc_runner.build(folder, device, dtype)
+        self._preset = _DTYPES.index(str(dtype).removeprefix("torch."))
         self._codec, self._prior = codec, read_prior(folder)
         self._runner = s2vc_runner.CodecRunner(network, device=device, dtype=dtype)
 
