@@ -1,13 +1,23 @@
-"""Latents, priors and networks for tests, made by integer arithmetic alone."""
+"""Latents, priors and networks for tests, made by integer arithmetic alone; golden payloads.
+
+`python tests/latent_samples.py` prints what the golden payloads decode to; with `write` it makes
+them.
+"""
 
 from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
 
 import numpy as np
 
 from semvc.entropy.intnet import IntNet, Layer
-from semvc.signals.latent import Latents
+from semvc.signals.latent import Latents, decode_latents, encode_latents
 from semvc.signals.latentprior import INDICES, LatentShape, Prior
 
+GOLDEN = Path(__file__).parent / "vectors" / "latent.json"
 SHAPE = LatentShape(latents=8, groups=2, hyper=3)
 LEVELS = LatentShape(latents=6, groups=3, hyper=2, hyper_levels=4)
 
@@ -65,3 +75,44 @@ def latents(
     spread = (words >> np.uint64(30)) % np.uint64(shape.hyper_alphabet)
     hyper = np.where(words % np.uint64(3) == 0, spread.astype(np.int64) + shape.hyper_low, 0)
     return Latents(seed % 253, hyper.reshape(places).astype(np.int8), latent.astype(np.int8))
+
+
+# Golden integers
+
+SAMPLES = {"network": (31, True), "counts": (32, False)}
+
+
+def golden() -> dict[str, dict[str, str]]:
+    """Payloads of fixed latents, and SHA-256 of what they decode to."""
+    found = {}
+    for name, (seed, network) in SAMPLES.items():
+        sample = latents(seed, 5, (8, 8))
+        payload, check = encode_latents(sample, prior(network=network))
+        digest = hashlib.sha256(sample.canonical_bytes()).hexdigest()
+        found[name] = {"payload": payload.hex(), "sha256": digest, "check": f"{check:08x}"}
+    return found
+
+
+def decoded(wanted: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The same, by decoding the golden payloads."""
+    found = {}
+    for name, row in wanted.items():
+        known = prior(network=SAMPLES[name][1])
+        sample, check = decode_latents(bytes.fromhex(row["payload"]), (5, 8, 8), known)
+        digest = hashlib.sha256(sample.canonical_bytes()).hexdigest()
+        found[name] = {**row, "sha256": digest, "check": f"{check:08x}"}
+    return found
+
+
+def stored() -> dict[str, dict[str, str]]:
+    rows: dict[str, dict[str, str]] = json.loads(GOLDEN.read_text("utf-8"))["latents"]
+    return rows
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["write"]:
+        about = "tests/latent_samples.py: payloads of fixed latents, hashes of what they decode to"
+        text = json.dumps({"about": about, "latents": golden()}, indent=1)
+        GOLDEN.write_text(text + "\n", "utf-8")
+    else:
+        print(json.dumps(decoded(stored())))
