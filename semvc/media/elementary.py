@@ -95,9 +95,12 @@ def decode(path: Path, kind: str) -> Iterator[Planes]:
     """
     try:
         with av.open(str(path), format=KINDS[kind].demuxer) as container:
-            stream = container.streams.video[0]
-            for picture in container.decode(stream):
+            empty = True
+            for picture in container.decode(container.streams.video[0]):
+                empty = False
                 yield _planes(picture)
+        if empty:
+            raise MediaError(f"{path.name} cannot be decoded: it holds no picture")
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(f"{path.name} cannot be decoded{reason(error)}") from error
 
