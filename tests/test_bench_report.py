@@ -461,10 +461,24 @@ def test_plots_are_the_same_every_time(drawn: Any, written: Any) -> None:
 
 
 def test_plots_in_the_page_take_its_colours(drawn: Any) -> None:
-    for svg in drawn[1].values():
-        assert "currentColor" in svg and "#010203" not in svg
-        assert "<metadata" not in svg and "xmlns" not in svg and "<style" not in svg
-        assert Page(svg).open == []
+    for figure in drawn[1].values():
+        for svg, what in figure.panels:
+            assert "currentColor" in svg and "#010203" not in svg
+            assert "<metadata" not in svg and "xmlns" not in svg and "<style" not in svg
+            assert Page(svg).open == [] and what
+
+
+def test_plots_name_every_curve_by_its_colour(drawn: Any) -> None:
+    legend = drawn[1]["tennis"].legend
+    assert list(legend) == [
+        "conventional envelope",
+        "SVT-AV1",
+        "x265",
+        "semvc small",
+        "semvc preview",
+    ]
+    assert len(set(legend.values())) == len(legend)
+    assert len(drawn[1]["tennis"].panels) == 3 and len(drawn[1][""].panels) == 2
 
 
 def test_names_of_files_are_plain() -> None:

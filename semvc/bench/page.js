@@ -32,6 +32,7 @@ for (const box of document.querySelectorAll(".compare")) {
   const stills = [...box.closest(".clip").querySelectorAll(".stills img")];
   const [left, right] = box.querySelectorAll("select");
   const [under, over] = box.querySelectorAll("img");
+  const [leftName, rightName] = box.querySelectorAll(".stage span");
   const stage = box.querySelector(".stage");
   const slider = box.querySelector("input[type=range]");
   const show = () => {
@@ -39,6 +40,8 @@ for (const box of document.querySelectorAll(".compare")) {
     under.src = stills[right.value].src;
     over.alt = stills[left.value].alt;
     under.alt = stills[right.value].alt;
+    leftName.textContent = left.selectedOptions[0].textContent;
+    rightName.textContent = right.selectedOptions[0].textContent;
   };
   const cut = () => stage.style.setProperty("--cut", slider.value + "%");
   const follow = (event) => {

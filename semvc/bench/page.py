@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 from semvc.bench import findings, gates, tables
-from semvc.bench.plots import file_name
+from semvc.bench.plots import Drawn, file_name
 from semvc.bench.rows import MeanBdRate, Report, Row
 from semvc.bench.stills import Pictures, Shown
 from semvc.bench.tables import Cell, Column, Table
@@ -29,11 +29,11 @@ _WRAP = 40  # letters from which a cell's text may break
 
 def html(
     report: Report,
-    plots: Mapping[str, str],
+    plots: Mapping[str, Drawn],
     pictures: Mapping[str, Pictures],
     notes: Sequence[str] = (),
 ) -> str:
-    """Return the page. `plots` are SVGs by clip, "" for all clips; `pictures` are by clip too.
+    """Return the page. `plots` are by clip, "" for all clips; `pictures` are by clip too.
 
     `notes` are sentences on what this page itself lacks, as plots without matplotlib.
     """
@@ -114,10 +114,10 @@ def _card(mean: MeanBdRate) -> str:
     )
 
 
-def _rates(report: Report, plots: Mapping[str, str]) -> str:
+def _rates(report: Report, plots: Mapping[str, Drawn]) -> str:
     parts = ['<section id="rates">\n<h2>BD-rates</h2>', _table(tables.mean_table(report))]
     if "" in plots:
-        parts.append(_plot(plots[""], "BD-rate against the conventional envelope, clip by clip"))
+        parts.append(_plot(plots[""]))
     links = {clip: f"#{anchor(clip)}" for clip in report.clips}
     for curve in tables.own_curves(report):
         parts.append(_table(tables.clip_table(report, curve), links))
@@ -137,7 +137,7 @@ def _motion(report: Report) -> str:
     )
 
 
-def _clips(report: Report, plots: Mapping[str, str], pictures: Mapping[str, Pictures]) -> str:
+def _clips(report: Report, plots: Mapping[str, Drawn], pictures: Mapping[str, Pictures]) -> str:
     links = ", ".join(f'<a href="#{anchor(clip)}">{escape(clip)}</a>' for clip in report.clips)
     parts = ['<section id="clips">\n<h2>Clips</h2>', f"<p>{links}</p>"]
     for clip in report.clips:
@@ -146,7 +146,7 @@ def _clips(report: Report, plots: Mapping[str, str], pictures: Mapping[str, Pict
             f"<h3>{escape(clip)}</h3>",
             f'<p class="soft">{escape(_facts(report, clip))}</p>',
             _shown(pictures[clip]) if clip in pictures else "",
-            _plot(plots[clip], f"Rate and quality of {clip}") if clip in plots else "",
+            _plot(plots[clip]) if clip in plots else "",
             "<details><summary>All points of this clip</summary>",
             _table(tables.rate_table(report, clip)),
             "</details>\n</article>",
@@ -187,8 +187,9 @@ def _shown(pictures: Pictures) -> str:
         parts.append(
             f'<figure class="loop{tall}"><video src="{pictures.loop}" width="{columns}" '
             f'height="{rows}" controls loop muted playsinline preload="metadata" '
-            f'aria-label="{label}"></video><figcaption>The same in motion, smaller; coded for this '
-            f"page as H.264 (crf {pictures.crf}).</figcaption></figure>"
+            f'aria-label="{label}"></video><figcaption>The same in motion, smaller: '
+            f"{escape(_places(pictures))}. Coded for this page as H.264 (crf {pictures.crf})."
+            "</figcaption></figure>"
         )
     return "\n".join(parts)
 
@@ -207,13 +208,23 @@ def _compare(pictures: Pictures, tall: str) -> str:
     image = f'width="{width}" height="{height}" src="data:," alt=""'
     return (
         f'<div class="compare{tall}" hidden style="--real: {width}px">'
-        f'<div class="view"><div class="stage"><img {image}><img class="over" {image}></div></div>'
+        f'<div class="view"><div class="stage"><img {image}><img class="over" {image}>'
+        '<span></span><span class="right"></span></div></div>'
         '<input type="range" min="0" max="100" step="0.5" value="50" '
         f'aria-label="Where the left picture ends, {escape(pictures.choice.clip)}">'
         f'<div class="controls"><label>left <select>{options(min(1, last))}</select></label>'
         '<label><input type="checkbox"> one pixel for one</label>'
         f'<label class="right">right <select>{options(last)}</select></label></div></div>'
     )
+
+
+def _places(pictures: Pictures) -> str:
+    """What stands where in a loop, in words."""
+    titles = [item.title for item in pictures.choice.shown]
+    columns, rows = pictures.loop_size
+    if len(titles) < 3 or columns > 2 * rows or pictures.size[1] > pictures.size[0]:
+        return f"from the left {tables.joined(titles)}"
+    return f"above {tables.joined(titles[:2])}, below {tables.joined(titles[2:])}"
 
 
 def _alt(clip: str, item: Shown, frame: int) -> str:
@@ -256,10 +267,19 @@ def _code(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _plot(svg: str, title: str) -> str:
-    label = escape(title)
-    named = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-    return f'<div class="plot" role="region" tabindex="0" aria-label="{label}">{named}</div>'
+def _plot(drawn: Drawn) -> str:
+    panels = "".join(
+        svg.replace("<svg", f'<svg role="img" aria-label="{escape(what)}"', 1)
+        for svg, what in drawn.panels
+    )
+    legend = "".join(
+        f'<li><span style="background: {color}"></span>{escape(title)}</li>'
+        for title, color in drawn.legend.items()
+    )
+    return (
+        f'<figure class="plot"><div>{panels}</div>'
+        f'<figcaption><ul aria-label="Colours">{legend}</ul></figcaption></figure>'
+    )
 
 
 def _table(table: Table, links: Mapping[str, str] | None = None) -> str:

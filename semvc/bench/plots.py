@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from semvc.bench import tables
@@ -53,6 +54,17 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A figure taken apart for a page, which lays it out by its width.
+
+    `panels` are SVGs, each with what it shows in words; `legend` maps titles of curves to colours.
+    """
+
+    panels: tuple[tuple[str, str], ...]
+    legend: dict[str, str]
+
+
 def missing() -> str:
     """Return what to do to get plots, nothing if they can be drawn."""
     if importlib.util.find_spec("matplotlib") is not None:
@@ -60,8 +72,8 @@ def missing() -> str:
     return "no plots: matplotlib is not installed; pip install 'semvc[bench]' adds it"
 
 
-def draw(report: Report, folder: Path) -> dict[str, str]:
-    """Write PNG and SVG of every figure into `folder`; return the SVGs fit for a page, by name.
+def draw(report: Report, folder: Path) -> dict[str, Drawn]:
+    """Write PNG and SVG of every figure into `folder`; return them for a page, by name.
 
     Names are those of the clips, and "" for the figure of all clips (absent without BD-rates).
     The same report gives the same files.
@@ -71,12 +83,12 @@ def draw(report: Report, folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     with matplotlib.rc_context(_SETTINGS):
-        if any(item.percent is not None for item in _shown(report)):
-            found[""] = _write(_all_clips(report), folder, "bd-rate")
+        if metrics := _compared(report):
+            found[""] = _draw(report, "", metrics, folder / "bd-rate")
         for number, clip in enumerate(report.clips):
             if metrics := _metrics(report, clip):
                 name = f"{number + 1:02d}-{file_name(clip)}"
-                found[clip] = _write(_clip(report, clip, metrics), folder, name)
+                found[clip] = _draw(report, clip, metrics, folder / name)
     return found
 
 
@@ -85,28 +97,50 @@ def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-") or "clip"
 
 
-def _clip(report: Report, clip: str, metrics: Sequence[str]) -> Figure:
-    """Curves of one clip, a panel for each metric: envelope, conventional encoders, semvc."""
-    rows = [row for row in report.rows if row.clip == clip]
+def _draw(report: Report, clip: str, metrics: Sequence[str], path: Path) -> Drawn:
+    """Write a figure with a panel for each metric, and return its panels one by one.
+
+    That of a clip shows its curves, that of all clips ("") their BD-rates.
+    """
     columns = min(2, len(metrics))
     lines = -(-len(metrics) // columns)
-    figure = _figure(4.2 * columns, 3.1 * lines + 0.5)
+    width, height = (4.2, 3.1) if clip else (5.0, 0.28 * len(report.clips) + 1.1)
+    figure = _figure(width * columns, height * lines + 0.5)
     handles: dict[str, Any] = {}
     for place, metric in enumerate(metrics):
         axes = figure.add_subplot(lines, columns, place + 1)
-        handles |= _panel(axes, report, rows, metric)
+        handles |= _panel(axes, report, clip, metric, names=place == 0)
     figure.legend(
         list(handles.values()),
         list(handles),
         loc="outside lower center",
-        ncols=min(4, len(handles)),
+        ncols=max(1, min(4, len(handles))),
         frameon=False,
     )
-    return figure
+    _write(figure, path)
+    panels = []
+    for metric in metrics:
+        figure = _figure(width, height)
+        _panel(figure.add_subplot(), report, clip, metric, names=True)
+        what = (
+            f"Rate and {METRICS[metric].title} of {clip}"
+            if clip
+            else (
+                f"BD-rate in {METRICS[metric].title} against the conventional envelope by clip"
+            )
+        )
+        panels.append((for_page(_svg(figure, path.name), f"{path.name}-{metric}"), what))
+    return Drawn(tuple(panels), {title: line.get_color() for title, line in handles.items()})
 
 
-def _panel(axes: Axes, report: Report, rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """Draw one metric; return the legend's handles by title."""
+def _panel(axes: Axes, report: Report, clip: str, metric: str, *, names: bool) -> dict[str, Any]:
+    if not clip:
+        return _gains(axes, report, metric, names=names)
+    return _curves(axes, report, [row for row in report.rows if row.clip == clip], metric)
+
+
+def _curves(axes: Axes, report: Report, rows: Sequence[Row], metric: str) -> dict[str, Any]:
+    """Draw one metric of a clip; return the legend's handles by title."""
     lower = METRICS[metric].better == "lower"
     handles: dict[str, Any] = {}
     clip = rows[0].clip
@@ -138,40 +172,31 @@ def _panel(axes: Axes, report: Report, rows: Sequence[Row], metric: str) -> dict
     return handles
 
 
-def _all_clips(report: Report) -> Figure:
-    """BD-rate against the envelope of every clip, a panel for each main metric."""
-    metrics = [m for m in tables.MAIN if any(b.metric == m for b in _shown(report))]
-    if not metrics:
-        metrics = list(dict.fromkeys(b.metric for b in _shown(report)))[:2]
-    clips = report.clips
-    figure = _figure(4.6 * len(metrics) + 1, 0.28 * len(clips) + 1.6)
-    own = tables.own_curves(report)
+def _gains(axes: Axes, report: Report, metric: str, *, names: bool) -> dict[str, Any]:
+    """Draw BD-rates against the envelope, a line a clip; return the legend's handles by title."""
+    clips, own = report.clips, tables.own_curves(report)
     handles: dict[str, Any] = {}
-    for place, metric in enumerate(metrics):
-        axes = figure.add_subplot(1, len(metrics), place + 1)
-        axes.axvline(0, color="#808080", linewidth=1)
-        for curve in own:
-            found = {b.clip: b for b in _shown(report) if (b.metric, b.curve) == (metric, curve)}
-            points = [
-                (b.percent, clips.index(c)) for c, b in found.items() if b.percent is not None
-            ]
-            color, marker, _ = _style(curve, own)
-            if points:
-                x, y = zip(*points, strict=True)
-                line = axes.plot(x, y, color=color, marker=marker, linestyle="", markersize=6)[0]
-                handles[tables.curve_title(curve)] = line
-        axes.set_title(f"{METRICS[metric].title}, BD-rate (left of 0 is better)")
-        axes.set_xlabel("percent")
-        axes.set_ylim(len(clips) - 0.5, -0.5)
-        axes.set_yticks(range(len(clips)), clips if place == 0 else [""] * len(clips))
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",
-        ncols=max(1, len(handles)),
-        frameon=False,
-    )
-    return figure
+    axes.axvline(0, color="#808080", linewidth=1)
+    for curve in own:
+        found = {b.clip: b for b in _shown(report) if (b.metric, b.curve) == (metric, curve)}
+        points = [(b.percent, clips.index(c)) for c, b in found.items() if b.percent is not None]
+        color, marker, _ = _style(curve, own)
+        if points:
+            x, y = zip(*points, strict=True)
+            line = axes.plot(x, y, color=color, marker=marker, linestyle="", markersize=6)[0]
+            handles[tables.curve_title(curve)] = line
+    axes.set_title(f"{METRICS[metric].title}, BD-rate (left of 0 is better)")
+    axes.set_xlabel("percent")
+    axes.set_ylim(len(clips) - 0.5, -0.5)
+    axes.set_yticks(range(len(clips)), clips if names else [""] * len(clips))
+    return handles
+
+
+def _compared(report: Report) -> list[str]:
+    """The metrics of the figure of all clips."""
+    having = [b.metric for b in _shown(report) if b.percent is not None]
+    main = [metric for metric in tables.MAIN if metric in having]
+    return main or list(dict.fromkeys(m for m in having if tables.ranked(m)))[:2]
 
 
 def _shown(report: Report) -> list[Any]:
@@ -207,17 +232,19 @@ def _log_axis(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _write(figure: Figure, folder: Path, name: str) -> str:
-    """Write NAME.png on white and NAME.svg; return the SVG for a page."""
+def _write(figure: Figure, path: Path) -> None:
+    """Write PATH.png on white and PATH.svg."""
+    figure.savefig(path.with_name(path.name + ".png"), dpi=150, metadata={"Software": None})
+    path.with_name(path.name + ".svg").write_text(_svg(figure, path.name), "utf-8")
+
+
+def _svg(figure: Figure, salt: str) -> str:
     import matplotlib
 
-    figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    (folder / f"{name}.svg").write_text(text, "utf-8")
-    return for_page(text, name)
+    return buffer.getvalue()
 
 
 def for_page(svg: str, name: str) -> str:
@@ -245,8 +272,3 @@ def _font(found: re.Match[str]) -> str:
     """Keep a font's size and leave its family to the page."""
     size = re.search(r"[\d.]+px", found[0])
     return f"font-size: {size[0]}" if size else "font-family: inherit"
-
-
-def names(found: Iterable[str]) -> list[str]:
-    """Return the names of clips among the keys of what `draw` returned."""
-    return [name for name in found if name]

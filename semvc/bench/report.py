@@ -53,7 +53,7 @@ def write(report: Report, folder: Path, *, on_clip: OnClip | None = None) -> Wri
     """
     folder.mkdir(parents=True, exist_ok=True)
     notes = []
-    figures: dict[str, str] = {}
+    figures: dict[str, plots.Drawn] = {}
     if lacking := plots.missing():
         notes.append(lacking)
     elif report.rows:
