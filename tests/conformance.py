@@ -25,6 +25,10 @@ from semvc.types import Runtime
 
 VECTORS = Path(__file__).parent / "vectors"
 FACTS = ("frames", "segments", "sections", "audio_bytes", "overhead_bytes", "complete", "warnings")
+SIGNALS = (
+    *("caption", "skeleton", "sketch", "base"),
+    *("camera", "depth", "masks", "keyframes"),
+)
 GRID = 4  # blocks each way whose mean colors stand for a picture
 TOLERANCE = 1.0  # largest difference of a block's mean, of 255
 
@@ -81,8 +85,9 @@ def _segment(profile: profiles.Profile, segment: Segment, header: StreamHeader) 
     hashes = {}
     if timing is not None:
         hashes["timing"] = _hash(timing.canonical_bytes())
-    for name in ("caption", "skeleton", "sketch", "base"):
-        if (signal := getattr(signals, name)) is not None:
+    said = getattr(signals, "fallback", None) or signals
+    for name in SIGNALS:
+        if (signal := getattr(said, name, None)) is not None:
             hashes[name] = _hash(signal.canonical_bytes())
     for kind in AUDIO_SECTIONS & segment.sections.keys():
         hashes["audio"] = _hash(decode_audio(segment.sections[kind])[0].canonical_bytes())

@@ -19,12 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # also when run as a module of the repository
 
-from hostile import SLOW, check_signals, hostile_signals, signal_seeds
+from hostile import SLOW, Profiles, check_signals, hostile_signals, signal_seeds
 from oracles import check_damaged, check_hostile
 from strategies import golden, hostile_stream, keys, mutate
 
 from semvc.errors import SemvcError
-from semvc.profiles.disco import Disco
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -92,7 +91,7 @@ def main() -> int:
     outcomes: Counter[str] = Counter()
     print(f"seed {seed}, {len(sources)} streams, {minutes:g} minutes")
     end = time.monotonic() + 60 * minutes
-    with closing(Disco()) as profile:
+    with closing(Profiles()) as profile:
 
         def check_wild(data: bytes) -> None:
             outcomes.update(check_signals(data, profile) or ["intact"])

@@ -22,23 +22,29 @@ from strategies import BROKEN_EDGES, EDGES, is_valid, mutate
 
 from semvc import decoder
 from semvc.bitstream.container import Segment, StreamReader, StreamWriter
-from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
+from semvc.bitstream.headers import AUDIO_SECTIONS, ProfileId, SectionType, StreamHeader
 from semvc.entropy.coder import Encoder
 from semvc.entropy.tables import Int32, Ints, TableSet
 from semvc.errors import BitstreamError, LimitError, UnsupportedError
 from semvc.media import av1, obu
 from semvc.media.audioformat import AudioConfig
-from semvc.profiles.disco import Disco, Signals
+from semvc.profiles.cpsgd import Cpsgd
+from semvc.profiles.cpsgd import Signals as SceneSignals
+from semvc.profiles.disco import Disco
 from semvc.signals.audio import decode_audio, encode_audio
 from semvc.signals.baselayer import decode_base_layer, encode_base_layer
+from semvc.signals.camera import code_camera, encode_camera
 from semvc.signals.caption import code_caption, encode_caption
+from semvc.signals.depth import code_depth, encode_depth
+from semvc.signals.keyframe import encode_keyframes
+from semvc.signals.mask import code_masks, encode_masks
 from semvc.signals.skeleton import code_skeleton, encode_skeleton
 from semvc.signals.sketch import SketchFrame, code_sketch, encode_sketch
 from semvc.signals.timing import code_timing, decode_timing, encode_timing
 
 S = SectionType
 ALLOWED = (BitstreamError, LimitError, UnsupportedError)
-CODED = (S.TIMING, S.CAPTION, S.SKELETON, S.SKETCH)
+CODED = (S.TIMING, S.CAPTION, S.SKELETON, S.SKETCH, S.CAMERA, S.DEPTH, S.MASK)
 SLOW = 5.0  # seconds of processor time that no case may take; measured: up to 0.6
 MAX_SIDE, MAX_FRAMES = 96, 60  # of hostile headers, to keep a case short
 
@@ -47,7 +53,22 @@ MAX_SIDE, MAX_FRAMES = 96, 60  # of hostile headers, to keep a case short
 def signal_seeds() -> list[bytes]:
     """Intact streams to start from: the vectors, mostly the one that has every section."""
     whole = {path.parent.name: path.read_bytes() for path in VECTORS.glob("*/stream.svc")}
-    return [whole["everything"]] * 12 + [whole[name] for name in sorted(whole)]
+    often = [whole["everything"]] * 12 + [whole["moving"]] * 8
+    return often + [whole[name] for name in sorted(whole)]
+
+
+class Profiles:
+    """A profile object of each kind; the stream's header says which is meant."""
+
+    def __init__(self) -> None:
+        self._disco, self._cpsgd = Disco(), Cpsgd()
+
+    def of(self, header: StreamHeader) -> Disco | Cpsgd:
+        return self._cpsgd if header.profile == ProfileId.CPSGD else self._disco
+
+    def close(self) -> None:
+        self._disco.close()
+        self._cpsgd.close()
 
 
 class Wild:
@@ -108,7 +129,7 @@ def hostile_signals(raw: bytes, rng: random.Random) -> bytes:
     return sink.getvalue()
 
 
-def check_signals(raw: bytes, profile: Disco) -> list[str]:
+def check_signals(raw: bytes, profile: Profiles) -> list[str]:
     """Decode all there is; return the names of errors met, all of them declared ones.
 
     Whatever decodes has just one spelling. State checks are not looked at, to get further.
@@ -131,20 +152,21 @@ def check_signals(raw: bytes, profile: Disco) -> list[str]:
     return found
 
 
-def _check_timing(segment: Segment, header: StreamHeader, _: Disco) -> None:
+def _check_timing(segment: Segment, header: StreamHeader, _: Profiles) -> None:
     if S.TIMING in header.sections:
         payload = segment.sections.get(S.TIMING, b"")
         timing, _ = decode_timing(payload, segment.frames + 1)
         assert encode_timing(timing)[0] == payload
 
 
-def _check_sound(segment: Segment, _header: StreamHeader, _: Disco) -> None:
+def _check_sound(segment: Segment, _header: StreamHeader, _: Profiles) -> None:
     for kind in AUDIO_SECTIONS & segment.sections.keys():
         audio, _ = decode_audio(segment.sections[kind])
         assert encode_audio(audio)[0] == segment.sections[kind]
 
 
-def _check_pictures(segment: Segment, header: StreamHeader, profile: Disco) -> None:
+def _check_pictures(segment: Segment, header: StreamHeader, profiles: Profiles) -> None:
+    profile: Any = profiles.of(header)
     signals, _ = profile.unpack(segment, header, 0)
     for kind, payload in _spelled(signals, segment, header).items():
         assert payload == segment.sections[kind], kind
@@ -152,8 +174,12 @@ def _check_pictures(segment: Segment, header: StreamHeader, profile: Disco) -> N
     assert frame.shape == (header.height, header.width, 3)
 
 
-def _spelled(signals: Signals, segment: Segment, header: StreamHeader) -> dict[S, bytes]:
+def _spelled(signals: Any, segment: Segment, header: StreamHeader) -> dict[S, bytes]:
     """The payloads that these signals are coded as."""
+    if isinstance(signals, SceneSignals):
+        if signals.fallback is None:
+            return _scene_spelled(signals, segment, header)
+        signals = signals.fallback
     found = {S.BASE_AV1: encode_base_layer(signals.base, header.sequence_header)[0]}
     if signals.caption is not None:
         found[S.CAPTION] = encode_caption(signals.caption)[0]
@@ -164,6 +190,22 @@ def _spelled(signals: Signals, segment: Segment, header: StreamHeader) -> dict[S
         size = (header.height, header.width)
         frame = SketchFrame(segment.frames, *size, luma, signals.base.temporal)
         found[S.SKETCH] = encode_sketch(signals.sketch, frame)[0]
+    return found
+
+
+def _scene_spelled(signals: SceneSignals, segment: Segment, header: StreamHeader) -> dict[S, bytes]:
+    assert signals.camera is not None and signals.keyframes is not None
+    frames, size = segment.frames, (header.height, header.width)
+    found = {
+        S.CAMERA: encode_camera(signals.camera, frames)[0],
+        S.KEYFRAME: encode_keyframes(signals.keyframes, header.sequence_header)[0],
+    }
+    if signals.caption is not None:
+        found[S.CAPTION] = encode_caption(signals.caption)[0]
+    if signals.depth is not None:
+        found[S.DEPTH] = encode_depth(signals.depth)[0]
+    if signals.masks is not None:
+        found[S.MASK] = encode_masks(signals.masks, frames, size)[0]
     return found
 
 
@@ -183,6 +225,12 @@ def _payload(kind: S, segment: Segment, header: StreamHeader, rng: random.Random
         return _wild(kind, segment, header, rng)
     if kind == S.BASE_AV1:
         return _base(payload, header, rng)
+    if kind == S.KEYFRAME:  # a gap or two, then OBUs
+        at = 2 + payload[1]
+        head = bytearray(payload[:at])
+        if rng.random() < 0.5:
+            head[rng.randrange(at)] = rng.choice((0, 1, 17, 127, rng.randrange(256)))
+        return bytes(head) + _base(b"\0" + payload[at:], header, rng)[1:]
     return _sound(payload, rng)
 
 
@@ -204,14 +252,20 @@ def _luma(
 
 def _wild(kind: S, segment: Segment, header: StreamHeader, rng: random.Random) -> bytes:
     coder = Wild(rng, rng.choice((3, 10, 50, 400)))
-    base = segment.sections[S.BASE_AV1]
-    luma, step = _luma(header.sequence_header, base, header.base_size, segment.frames)
+    luma, step = None, 1
+    if kind == S.SKETCH:
+        base = segment.sections[S.BASE_AV1]
+        luma, step = _luma(header.sequence_header, base, header.base_size, segment.frames)
+    size = (header.height, header.width)
     frame = SketchFrame(segment.frames, header.height, header.width, luma, step)
     code: dict[S, Callable[[], Any]] = {
         S.TIMING: lambda: code_timing(coder, None, segment.frames + 1),
         S.CAPTION: lambda: code_caption(coder, None),
         S.SKELETON: lambda: code_skeleton(coder, None, segment.frames),
         S.SKETCH: lambda: code_sketch(coder, None, frame),
+        S.CAMERA: lambda: code_camera(coder, None, segment.frames),
+        S.DEPTH: lambda: code_depth(coder, None, segment.sections[S.KEYFRAME][1] + 1),
+        S.MASK: lambda: code_masks(coder, None, segment.frames, size),
     }
     with contextlib.suppress(BitstreamError):  # then what was written so far is the case
         code[kind]()

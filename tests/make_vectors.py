@@ -7,11 +7,13 @@ format or the entropy coder's assets change on purpose, and say so in the commit
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +21,20 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).parent))  # also when run as a module of the repository
 
 from conformance import VECTORS, describe
-from scene import Scene, Sound, beeps, write_video
+from scene import WALL, Scene, Sound, beeps, write_video
 
 from semvc import weights
+from semvc.analysis.types import CameraPath
 from semvc.encoder import EncodeJob, encode
 from semvc.errors import ModelError
-from semvc.types import EncodeOptions
+from semvc.profiles.findings import Finder, Findings
+from semvc.signals.camera import rotation
+from semvc.types import Clip, EncodeOptions
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Vector:
     about: str
     source: Callable[[Path], Path]
     options: dict[str, Any] = field(default_factory=dict)
+    find: Callable[[Clip, int], Findings | None] | None = None  # instead of analysis
 
 
 def _clip(
@@ -74,6 +81,44 @@ def _jitter(frames: int) -> list[int]:
     """Presentation times in thousandths of a frame: several rates, one pause."""
     steps = ([1000] * 5 + [500] * 6 + [1001, 999, 1000, 3000]) * frames
     return np.cumsum([0, *steps])[:frames].tolist()
+
+
+_ROOM = Scene(80, 48, 26, pan=0.1, dolly=2.0, balls=1, seed=3)
+
+
+def _room(path: Path) -> Path:
+    """The room walked through, then another one; with sound."""
+    pictures = np.concatenate((_ROOM.render()[0], 255 - Scene(80, 48, 22, seed=5).render()[0]))
+    return write_video(path, pictures, sound=Sound(beeps(2.0)))
+
+
+def _found(clip: Clip, start: int) -> Findings | None:
+    """What is true of the room; the next one has no camera."""
+    if start:
+        return None
+    poses, shown = _ROOM.poses(), _ROOM.render()[1]
+    turned, moves = np.swapaxes(poses[:, :3, :3], 1, 2), poses[:, :3, 3] / WALL
+    path = CameraPath(turned, -np.einsum("tij,tj->ti", turned, moves), 0.9)
+
+    def depth(places: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        y, x = np.mgrid[0:9, 0:16]
+        rays = np.stack(((x / 15 - 0.5) / 0.9, (y / 8 - 0.5) * 48 / 80 / 0.9, x * 0 + 1), -1)
+        found = []
+        for place in places:
+            world = rays @ turned[place]
+            inverse = np.maximum(world[..., 2] / (1 - moves[place, 2]), world[..., 1] * WALL)
+            found.append(1 / inverse)
+        return np.stack(found).astype(np.float32)
+
+    shape = (len(shown), *shown.shape[2:])
+    return Findings(path, depth, 3.0, shape, zlib.compress(shown[:, 0].tobytes()))
+
+
+def _turning(clip: Clip, start: int) -> Findings | None:
+    """A camera that turns back and forth."""
+    turns = np.zeros((len(clip.frames), 3))
+    turns[:, 1] = 0.05 * np.sin(0.2 * np.arange(len(turns)))
+    return Findings(CameraPath(rotation(turns), np.zeros_like(turns), 0.9))
 
 
 def _vectors() -> dict[str, Vector]:
@@ -116,6 +161,18 @@ def _vectors() -> dict[str, Vector]:
             _clip(32, 32, 12, times=_jitter(12), sound=Sound(beeps(0.5))),
             {**both, "factor": 1, "step": 2, "skeleton": _people(12), "quality": 20.0},
         ),
+        "scene": Vector(
+            "a camera that turns, in two segments; keyframes and nothing else",
+            _clip(64, 48, 48, cut=26),
+            {"profile": "cpsgd", "quality": 45.0},
+            _turning,
+        ),
+        "moving": Vector(
+            "camera, depth, masks and a caption; the second segment fell back to a base layer",
+            _room,
+            {"profile": "cpsgd", "caption": "A ball in a room.", "quality": 50.0},
+            _found,
+        ),
         "single": Vector(
             "the smallest picture, a single frame", _clip(16, 16, 1), {"quality": 0.0}
         ),
@@ -128,7 +185,12 @@ def _make(name: str, vector: Vector, folder: Path) -> int:
     sink = io.BytesIO()
     options = EncodeOptions(**{"quality": 32.0, "preset": 8, "seed": 1, **vector.options})
     # Signals are normative, pictures are not: a vector is made for no model in particular.
-    with mock.patch.object(weights, "for_profile", side_effect=ModelError("none")):
+    with contextlib.ExitStack() as stack:
+        none = mock.patch.object(weights, "for_profile", side_effect=ModelError("none"))
+        stack.enter_context(none)
+        if vector.find is not None:
+            find = lambda _, clip, start: vector.find(clip, start)  # noqa: E731
+            stack.enter_context(mock.patch.object(Finder, "find", find))
         encode(source, sink, options, job=EncodeJob(deterministic=True))
     raw = sink.getvalue()
     target = VECTORS / name

@@ -12,25 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import ALLOWED, SLOW, Wild, check_signals, hostile_signals, signal_seeds
+from hostile import ALLOWED, SLOW, Profiles, Wild, check_signals, hostile_signals, signal_seeds
 from oracles import check_hostile
 
 from semvc.entropy.coder import Decoder
 from semvc.entropy.reference import MAX_SYMBOLS
 from semvc.entropy.tables import logistic_tables, normalize
 from semvc.inspect import verify_signals
-from semvc.profiles.disco import Disco
 
 CORPUS = Path(__file__).parent / "corpus"
 
 
 @pytest.fixture(scope="module")
-def profile() -> Iterator[Disco]:
-    with closing(Disco()) as made:
+def profile() -> Iterator[Profiles]:
+    with closing(Profiles()) as made:
         yield made
 
 
-def fuzz(profile: Disco, count: int, seed: int) -> Counter[str]:
+def fuzz(profile: Profiles, count: int, seed: int) -> Counter[str]:
     seen: Counter[str] = Counter()
     for case in range(count):
         rng = random.Random((seed << 32) + case)
@@ -42,13 +41,13 @@ def fuzz(profile: Disco, count: int, seed: int) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_hostile_signals_give_only_declared_errors(profile: Disco) -> None:
+def test_hostile_signals_give_only_declared_errors(profile: Profiles) -> None:
     seen = fuzz(profile, 400, 1)
     assert seen["ok"] > 40 and seen["BitstreamError"] > 100  # both sides of the rules are met
 
 
 @pytest.mark.nightly
-def test_many_hostile_signals_give_only_declared_errors(profile: Disco) -> None:
+def test_many_hostile_signals_give_only_declared_errors(profile: Profiles) -> None:
     fuzz(profile, 20_000, 2)
 
 
@@ -64,12 +63,12 @@ def test_verification_reports_hostile_signals_and_raises_nothing_else() -> None:
     assert reports
 
 
-def test_vectors_pass_the_check_for_hostile_streams(profile: Disco) -> None:
+def test_vectors_pass_the_check_for_hostile_streams(profile: Profiles) -> None:
     for raw in set(signal_seeds()):
         assert check_signals(raw, profile) == []
 
 
-def test_streams_that_once_failed_do_not_fail_again(profile: Disco) -> None:
+def test_streams_that_once_failed_do_not_fail_again(profile: Profiles) -> None:
     for path in sorted((CORPUS / "regressions").glob("*.svc")):
         begun = time.process_time()
         check_hostile(path.read_bytes())

@@ -10,7 +10,19 @@ import pytest
 from semvc import signals
 from semvc.entropy import ASSETS, mixing, tables, textmodel
 from semvc.media import audioformat, av1, obu
-from semvc.signals import audio, baselayer, caption, guide, skeleton, sketch, timing
+from semvc.signals import (
+    audio,
+    baselayer,
+    camera,
+    caption,
+    depth,
+    guide,
+    keyframe,
+    mask,
+    skeleton,
+    sketch,
+    timing,
+)
 
 TEXT = " ".join((Path(signals.__file__).parent / "FORMAT.md").read_text("utf-8").split())
 
@@ -21,6 +33,10 @@ def spaced(number: int) -> str:
 
 def listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
+
+
+def steps(places: tuple[tuple[int, int], ...]) -> str:
+    return " ".join(f"({y},{x})" for y, x in places).replace("-", "−")
 
 
 CLAIMS = {
@@ -77,6 +93,39 @@ CLAIMS = {
         f"2^{av1.MAX_SEGMENT_SAMPLES.bit_length() - 1} luma samples",
         f"frame headers (type {obu.FRAME_HEADER}), tile groups ({obu.TILE_GROUP})"
         f" and frames ({obu.FRAME})",
+    },
+    "camera": {
+        f"`uint({2 * camera.MAX_VALUE})`",
+        f"`uint({4 * camera.MAX_VALUE})` = z − {camera._DIRECT}",
+        f"the weight w among {listed(camera.INERTIA)}",
+        f"how many of {listed(camera._LEVELS)} are",
+        f"turn bits − {camera.COARSEST}",
+        f"| CAMERA | {camera._HEADER_SYMBOLS} + F × {camera._SYMBOLS_PER_STEP} |",
+    },
+    "depth": {
+        f"min(z, {depth._DIRECT})",
+        f"how many of {listed(depth._LEVELS)} are",
+        f"a grid of {depth.ROWS} rows of {depth.COLUMNS} nodes",
+        f"shift (above {depth.MAX_SHIFT}: damaged)",
+        f"| DEPTH | {spaced(depth._SYMBOLS)} |",
+    },
+    "mask": {
+        f"{spaced(mask.MAX_PIXELS)}; more is damaged",
+        f"x + 3 y + {mask._LAG} t",
+        f"outside −{mask.REACH}..{mask.REACH}",
+        f"how many of {listed(mask._LEVELS)} are",
+        steps(mask.NEAR),
+        steps(mask.BEFORE),
+        *(listed(row).replace("-", "−") for row in mask.LOGITS),
+        *(listed(row) for row in mask.WEIGHTS),
+        f"n0 = {mask.STRENGTH} − n1",
+        f"| MASK | {mask._HEADER_SYMBOLS} + F × {mask._SYMBOLS_PER_MAP * mask.MAX_OBJECTS}"
+        f" + {spaced(mask.MAX_PIXELS)} |",
+        *(f"first {near} | first {before}" for near, before in mask.FAMILIES),
+    },
+    "keyframe": {
+        f"at most {keyframe.MAX_KEYFRAMES} |",
+        f"coarseness − {keyframe.MIN_CRF} (coarseness {keyframe.MIN_CRF}..{keyframe.MAX_CRF})",
     },
     "sound": {
         f"at most {audio.MAX_PACKETS} of at most {audio.MAX_PACKET_BYTES} bytes",
