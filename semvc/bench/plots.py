@@ -125,9 +125,7 @@ def _draw(report: Report, clip: str, metrics: Sequence[str], path: Path) -> Draw
         what = (
             f"Rate and {METRICS[metric].title} of {clip}"
             if clip
-            else (
-                f"BD-rate in {METRICS[metric].title} against the conventional envelope by clip"
-            )
+            else (f"BD-rate in {METRICS[metric].title} against the conventional envelope by clip")
         )
         panels.append((for_page(_svg(figure, path.name), f"{path.name}-{metric}"), what))
     return Drawn(tuple(panels), {title: line.get_color() for title, line in handles.items()})
