@@ -86,3 +86,19 @@ def long_stream(scenes: Path) -> Path:
     path = scenes.with_suffix(".svc")
     encode(scenes, path, EncodeOptions(preset=12), job=EncodeJob(deterministic=True))
     return path
+
+
+@pytest.fixture(scope="session")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip that takes a second or more to encode or decode."""
+    shots = [Scene(320, 240, 8, seed=seed).render()[0].repeat(3, axis=0) for seed in (0, 5)]
+    path = tmp_path_factory.mktemp("larger") / "a.mp4"
+    return write_video(path, np.concatenate(shots * 3))
+
+
+@pytest.fixture(scope="session")
+def larger_stream(larger: Path) -> Path:
+    """`larger` as a stream of segments of a second; do not change it."""
+    path = larger.with_suffix(".svc")
+    encode(larger, path, EncodeOptions(preset=12, segment_seconds=1.0))
+    return path

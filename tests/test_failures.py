@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from program import (
     FAST,
@@ -27,7 +26,6 @@ from program import (
     start,
     wait_until,
 )
-from scene import Scene, write_video
 
 # --- no space
 
@@ -126,21 +124,6 @@ def is_alive(number: str) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return text.rpartition(")")[2].split()[0] != "Z"
-
-
-@pytest.fixture(scope="module")
-def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip that takes a second or more to encode or decode."""
-    shots = [Scene(320, 240, 8, seed=seed).render()[0].repeat(3, axis=0) for seed in (0, 5)]
-    frames = np.concatenate(shots * 3)
-    return write_video(tmp_path_factory.mktemp("larger") / "a.mp4", frames)
-
-
-@pytest.fixture(scope="module")
-def larger_stream(larger: Path) -> Path:
-    path = larger.with_suffix(".svc")
-    assert semvc_process("encode", larger, path, *FAST).returncode == 0
-    return path
 
 
 @pytest.mark.slow
