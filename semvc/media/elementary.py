@@ -169,8 +169,9 @@ def _planes(picture: av.VideoFrame) -> Planes:
     found: list[UInt16] = []
     for plane in picture.planes:
         kind = np.dtype("<u2") if deep else np.dtype(np.uint8)
-        rows = np.frombuffer(bytes(plane), kind).reshape(plane.height, -1)[:, : plane.width]
-        found.append(rows.astype(np.uint16) if deep else rows.astype(np.uint16) << 2)
+        rows = np.frombuffer(bytes(plane), kind).reshape(plane.height, -1)
+        samples = rows[:, : plane.width].astype(np.uint16)
+        found.append(samples if deep else np.left_shift(samples, 2, dtype=np.uint16))
     return found[0], found[1], found[2]
 
 
