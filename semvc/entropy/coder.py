@@ -58,8 +58,7 @@ class Encoder:
         self, values: Ints | None, count: int, tables: TableSet, index: Ints | None = None
     ) -> Int32:
         """Write `values`; see `SymbolCoder.code`."""
-        rows = self._checker.rows(count, tables, index)
-        symbols = self._checker.values(values, count, tables)
+        rows, symbols = self._checker.given(values, count, tables, index)
         for part in _parts(count, tables):
             freqs = tables.freqs[rows[part]]
             self._writer.write(symbols[part], freqs)
@@ -145,8 +144,7 @@ class Counter:
         self, values: Ints | None, count: int, tables: TableSet, index: Ints | None = None
     ) -> Int32:
         """Count `values`; see `SymbolCoder.code`."""
-        rows = self._checker.rows(count, tables, index)
-        symbols = self._checker.values(values, count, tables)
+        rows, symbols = self._checker.given(values, count, tables, index)
         self.bits += float(np.log2(TOTAL / tables.freqs[rows, symbols]).sum())
         return self._checker.note(symbols)
 

@@ -49,8 +49,11 @@ class CallChecker:
             raise ValueError(f"a table index is outside 0..{tables.rows - 1}")
         return rows.astype(np.int64)
 
-    def values(self, values: Ints | None, count: int, tables: TableSet) -> Int32:
-        """Symbols int32 [count], checked against the alphabet."""
+    def given(
+        self, values: Ints | None, count: int, tables: TableSet, index: Ints | None
+    ) -> tuple[Int64, Int32]:
+        """Table rows and symbols int32 [count] of who writes or counts, checked."""
+        rows = self.rows(count, tables, index)
         if values is None:
             raise ValueError("an encoder needs values")
         checked = check_ints(values, "values")
@@ -58,7 +61,7 @@ class CallChecker:
             raise ValueError(f"values must be [{count}], not {checked.shape}")
         if count and not 0 <= checked.min() <= checked.max() < tables.alphabet:
             raise ValueError(f"a value is outside 0..{tables.alphabet - 1}")
-        return np.ascontiguousarray(checked, np.int32)
+        return rows, np.ascontiguousarray(checked, np.int32)
 
     def note(self, symbols: Int32) -> Int32:
         """Add `symbols` to the CRC and return them."""
