@@ -456,6 +456,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
 def test_plots_are_the_same_every_time(drawn: Any, written: Any) -> None:
     folder, found = drawn
     assert set(found) == {"", "tennis"}
+    assert all(path.is_file() for figure in found.values() for path in figure.files)
     for name in ("01-tennis.svg", "01-tennis.png"):
         assert (folder / name).read_bytes() == (written[1] / "plots" / name).read_bytes()
 

@@ -174,7 +174,7 @@ def _shown(pictures: Pictures) -> str:
     )
     note = (
         f"{choice.note} Frame {pictures.frame}, of every clip the one at the same share of its "
-        f"length. Coded for this page as WebP (quality {pictures.quality} or more)."
+        f"length. Coded for this page as WebP (quality {pictures.quality})."
     )
     parts = [
         f'<h4>At equal bytes</h4>\n<p class="soft">{escape(note)}</p>',

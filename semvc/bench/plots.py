@@ -58,9 +58,11 @@ _SETTINGS: dict[str, Any] = {
 class Drawn:
     """A figure taken apart for a page, which lays it out by its width.
 
-    `panels` are SVGs, each with what it shows in words; `legend` maps titles of curves to colours.
+    `files` are its PNG and SVG as a whole. `panels` are SVGs, each with what it shows in words;
+    `legend` maps titles of curves to colours.
     """
 
+    files: tuple[Path, ...]
     panels: tuple[tuple[str, str], ...]
     legend: dict[str, str]
 
@@ -117,7 +119,7 @@ def _draw(report: Report, clip: str, metrics: Sequence[str], path: Path) -> Draw
         ncols=max(1, min(4, len(handles))),
         frameon=False,
     )
-    _write(figure, path)
+    files = _write(figure, path)
     panels = []
     for metric in metrics:
         figure = _figure(width, height)
@@ -128,7 +130,7 @@ def _draw(report: Report, clip: str, metrics: Sequence[str], path: Path) -> Draw
             else (f"BD-rate in {METRICS[metric].title} against the conventional envelope by clip")
         )
         panels.append((for_page(_svg(figure, path.name), f"{path.name}-{metric}"), what))
-    return Drawn(tuple(panels), {title: line.get_color() for title, line in handles.items()})
+    return Drawn(files, tuple(panels), {title: line.get_color() for title, line in handles.items()})
 
 
 def _panel(axes: Axes, report: Report, clip: str, metric: str, *, names: bool) -> dict[str, Any]:
@@ -230,10 +232,12 @@ def _log_axis(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _write(figure: Figure, path: Path) -> None:
-    """Write PATH.png on white and PATH.svg."""
-    figure.savefig(path.with_name(path.name + ".png"), dpi=150, metadata={"Software": None})
-    path.with_name(path.name + ".svg").write_text(_svg(figure, path.name), "utf-8")
+def _write(figure: Figure, path: Path) -> tuple[Path, ...]:
+    """Write PATH.png on white and PATH.svg; return both."""
+    png, svg = (path.with_name(path.name + suffix) for suffix in (".png", ".svg"))
+    figure.savefig(png, dpi=150, metadata={"Software": None})
+    svg.write_text(_svg(figure, path.name), "utf-8")
+    return png, svg
 
 
 def _svg(figure: Figure, salt: str) -> str:

@@ -65,7 +65,7 @@ def write(report: Report, folder: Path, *, on_clip: OnClip | None = None) -> Wri
         _replace(folder / MARKDOWN, markdown(report, notes)),
         _replace(folder / PAGE, page.html(report, figures, shown, notes)),
     ]
-    paths += sorted((folder / PLOTS).glob("*.*")) if figures else []
+    paths += [path for figure in figures.values() for path in figure.files]
     return Written(tuple(paths), tuple(notes))
 
 

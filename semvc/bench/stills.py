@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 AIM = 0.0077  # bits per pixel: the middle, by its logarithm, of 0.002 to 0.03
 STILL = 0.55  # of the clip: the frame shown
 LOOP = (0.3, 48)  # of the clip: where the loop begins; how many frames at most
-PAGE_BYTES = 10_500_000  # of pictures before base64, which adds a third
+PAGE_BYTES = 9_500_000  # of pictures before base64, which adds a third
 
 _EQUAL = 1.25  # rates within this factor of each other count as equal
 _QUALITIES = (90, 82, 74, 66, 58, 50)  # of WebP
 _CRFS = (20, 24, 28, 32, 36)  # of H.264
-_MAX_STILL, _MAX_LOOP = 160_000, 900_000  # bytes, also when there is room for more
+_MAX_STILLS, _MAX_LOOP = 800_000, 900_000  # bytes of a clip, also when there is room for more
 _LOOP_SHARE = 0.55  # of a clip's bytes
 _PANEL = 426  # long side of a picture in a loop
 _LABEL = 24  # height of the line above it
@@ -63,8 +63,8 @@ class Choice:
 class Pictures:
     """A clip's pictures as data URIs: `stills` one for each of `choice.shown`, `loop` an MP4.
 
-    `frame` is the still's number; `loop_size` is (width, height), `quality` the lowest WebP quality
-    and `crf` the H.264 rate factor used for showing.
+    `frame` is the still's number; `loop_size` is (width, height), `quality` the WebP quality of all
+    stills and `crf` the H.264 rate factor of the loop.
     """
 
     choice: Choice
@@ -129,15 +129,14 @@ def take(folder: Path, choice: Choice, *, clips: int) -> Pictures:
         panels.append(small)
     room = PAGE_BYTES // max(1, clips)
     loop_room = min(_MAX_LOOP, round(room * _LOOP_SHARE))
-    still_room = min(_MAX_STILL, (room - loop_room) // len(stills))
-    coded = [_webp(picture, still_room) for picture in stills]
+    coded, quality = _webps(stills, min(_MAX_STILLS, room - loop_room))
     data, size, crf = _mp4([_composed(t) for t in zip(*panels, strict=False)], row, loop_room)
     return Pictures(
         choice,
-        tuple(_uri("image/webp", still) for still, _ in coded),
+        tuple(_uri("image/webp", still) for still in coded),
         (row.width, row.height),
         frame,
-        min(quality for _, quality in coded),
+        quality,
         _uri("video/mp4", data) if data else "",
         size,
         crf,
@@ -191,16 +190,21 @@ def _frames(folder: Path, item: Shown, row: Row) -> Iterator[UInt8]:
     return pictures.rebuilt(folder, item.row)
 
 
-def _webp(picture: UInt8, room: int) -> tuple[bytes, int]:
-    """Code a still at the best quality that fits, or the lowest."""
-    bgr = np.ascontiguousarray(picture[..., ::-1])
+def _webps(pictures: Sequence[UInt8], room: int) -> tuple[list[bytes], int]:
+    """Code stills, all at the best quality at which they fit together, or the lowest."""
     for quality in _QUALITIES:
-        done, data = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, quality])
-        if not done:
-            raise SemvcError("OpenCV cannot write WebP here")
-        if len(data) <= room:
+        coded = [_webp(picture, quality) for picture in pictures]
+        if sum(map(len, coded)) <= room:
             break
-    return data.tobytes(), quality
+    return coded, quality
+
+
+def _webp(picture: UInt8, quality: int) -> bytes:
+    bgr = np.ascontiguousarray(picture[..., ::-1])
+    done, data = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, quality])
+    if not done:
+        raise SemvcError("OpenCV cannot write WebP here")
+    return data.tobytes()
 
 
 def _panel(picture: UInt8, title: str) -> UInt8:
