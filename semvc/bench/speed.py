@@ -24,6 +24,7 @@ import numpy as np
 from semvc import decoder, encoder, profiles
 from semvc.bench.stopwatch import OTHER, watched
 from semvc.bench.tables import Cell, Column, Table
+from semvc.media import color
 from semvc.media.reader import VideoReader
 from semvc.media.writer import OutputOptions, VideoWriter
 from semvc.types import EncodeOptions, Runtime, VideoInfo
@@ -186,13 +187,11 @@ def draw(path: Path, size: tuple[int, int], frames: int, *, seed: int = 1) -> Pa
 
 def _noise(rng: np.random.Generator, height: int, width: int) -> Any:
     """Smooth noise in octaves, uint8 [height, width, 3]."""
-    import cv2
-
     total = np.zeros((height, width, 3), np.float32)
     for octave in range(_OCTAVES):
         cells = 4 * 3**octave
         small = rng.normal(size=(cells * height // width + 2, cells + 2, 3)).astype(np.float32)
-        total += cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC) / (1 + octave)
+        total += color.resize(small[None], height, width)[0] / (1 + octave)
     return np.clip(128 + 40 * total, 0, 255).astype(np.uint8)
 
 
