@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scene import Scene
 
-from semvc.bench import metrics, motion, networks, selfcheck
+from semvc.bench import collect, metrics, motion, networks, selfcheck
 from semvc.bench.metrics import Meter
 from semvc.bench.networks import Networks
 from semvc.bench.rows import METRICS
-from semvc.errors import MediaError, ModelError
+from semvc.errors import MediaError, ModelError, UsageError
 
 PLAIN = ("psnr_y", "psnr_rgb", "sharp_db", *motion.FLICKER, *motion.FLOW)
 LEARNED = ("lpips", "lpips_vgg", "dists", "pkid", "tlpips")
@@ -236,6 +238,45 @@ def test_sampled_frames_are_uneven_and_begin_with_the_first() -> None:
     assert found[0] == 0 and len(found) == 10 and found[-1] < 60
     assert len(set(np.diff(found))) > 1
     assert metrics.sampled(5, 1) == (0, 1, 2, 3, 4) and metrics.sampled(3, 8) == (0,)
+
+
+class Module:
+    """Of a package: something with a state."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        self.state_dict = lambda: state
+
+
+def test_weights_can_be_collected_from_the_packages_of_the_metrics(
+    weights: Path, video: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lpips(net: str, **_: Any) -> Module:
+        name = {"alex": networks.ALEX, "vgg": networks.VGG}[net]
+        state = {
+            f"net.slice1.{k.split('.', 1)[1]}": v for k, v in load_file(weights / name).items()
+        }
+        heads = load_file(weights / networks.HEADS)
+        return Module(state | {f"lin{i}.model.1.weight": heads[f"{net}.lin{i}"] for i in range(5)})
+
+    def dists() -> Module:
+        heads = load_file(weights / networks.HEADS)
+        return Module({name: heads[f"dists.{name}"] for name in ("alpha", "beta")})
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=lpips))
+    monkeypatch.setitem(sys.modules, "DISTS_pytorch", types.SimpleNamespace(DISTS=dists))
+    assert collect.main([str(tmp_path)]) == 0
+    other = blurred(video)
+    both = [measured(video, other, LEARNED, weights=w, every=8) for w in (weights, tmp_path)]
+    assert both[0].values == both[1].values
+    monkeypatch.setitem(
+        sys.modules, "DISTS_pytorch", types.SimpleNamespace(DISTS=lambda: Module({}))
+    )
+    with pytest.raises(ModelError, match="alpha"):
+        collect.collect(tmp_path)
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(UsageError, match="pip install lpips"):
+        collect.collect(tmp_path)
+    assert collect.main([]) == collect.main([str(tmp_path)]) == 2
 
 
 def test_the_self_check_checks_and_says_what_it_lacks(weights: Path) -> None:

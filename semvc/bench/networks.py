@@ -1,6 +1,7 @@
 """The learned metrics: LPIPS (AlexNet and VGG16), DISTS, and features for patch KID.
 
-Weights are never shipped and never fetched: they are read from a folder that holds
+Weights are never shipped and never fetched: they are read from a folder, which `collect` can make
+of the authors' own packages. It holds
 
     alexnet-features.safetensors       torchvision's AlexNet, `features.N.weight` and `.bias`
     vgg16-features-fp16.safetensors    torchvision's VGG16, likewise, in any float type
@@ -57,7 +58,7 @@ Maps = list[Tensor]
 def missing(metric: str, folder: Path | None) -> str:
     """Return why a learned metric cannot be computed, or nothing."""
     if folder is None:
-        return "no weights: give --metric-weights DIR"
+        return "no weights: give --metric-weights DIR (python -m semvc.bench.collect makes it)"
     absent = [name for name in FILES[metric] if not (folder / name).is_file()]
     return f"{folder} has no {', '.join(absent)}" if absent else ""
 
