@@ -80,6 +80,41 @@ def prepare(
 
 
 @main.command()
+@click.argument("caches", metavar="CACHE...", type=_FOLDER, nargs=-1, required=True)
+@click.argument("out", type=_FOLDER)
+@click.option("--piece-mb", default=30.0, show_default=True, help="Size of a piece at most, in MB.")
+@click.option("--crf", default=8, show_default=True, help="x264's quality; 0 codes without loss.")
+@_json
+@_quiet
+def pack(
+    caches: tuple[Path, ...], out: Path, piece_mb: float, crf: int, as_json: bool, quiet: bool
+) -> None:
+    """Pack cache folders into pieces in the folder OUT, to keep or to send elsewhere."""
+    from semvc.train import packing
+
+    settings = packing.Packing(megabytes=piece_mb, crf=crf)
+    with _bar("pack", "shard", quiet) as advance:
+        made = packing.pack(list(caches), out, settings, on_shards=advance)
+    total = sum(path.stat().st_size for path in made)
+    row = {"pieces": [str(path) for path in made], "bytes": total}
+    _report(row, as_json, f"{len(made)} pieces in {out}, {total / 1e6:.1f} MB")
+
+
+@main.command()
+@click.argument("pieces", metavar="PIECE...", type=_FILE, nargs=-1, required=True)
+@click.argument("out", type=_FOLDER)
+@_json
+@_quiet
+def unpack(pieces: tuple[Path, ...], out: Path, as_json: bool, quiet: bool) -> None:
+    """Unpack pieces into the cache folder OUT; shards that are there already stay."""
+    from semvc.train import packing
+
+    with _bar("unpack", "shard", quiet) as advance:
+        new = packing.unpack(list(pieces), out, on_shards=advance)
+    _report({"shards": new}, as_json, f"{new} new shards in {out}")
+
+
+@main.command()
 @click.argument("recipe_path", metavar="RECIPE", type=_FILE)
 @click.argument("folder", type=_FOLDER)
 @click.option(

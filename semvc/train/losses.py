@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _TAPS = (2, 2, 3, 3, 3)  # convolutions of VGG16's five blocks
+_KR, _KB = 0.2126, 0.0722  # BT.709
 
 
 def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
@@ -32,21 +33,33 @@ def temporal(now: Tensor, before: Tensor, true_now: Tensor, true_before: Tensor)
 def displayed(frames: Tensor) -> Tensor:
     """Return frames [B, 3, H, W] in [-1, 1] as 8-bit 4:2:0 video shows them (even H and W).
 
-    BT.709, limited range, chroma sited in the middle. Rounding passes gradients on unchanged
-    (straight-through, Bengio et al. 2013), so that a network learns to leave flat areas flat.
+    Rounding passes gradients on unchanged (straight-through, Bengio et al. 2013), so that a network
+    learns to leave flat areas flat.
     """
-    kr, kb = 0.2126, 0.0722
+    luma, colour = video_codes(frames)
+    return picture_of_codes(_rounded(luma), _rounded(colour))
+
+
+def video_codes(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Return luma [B, H, W] and colour (blue, red) [B, 2, H/2, W/2] of frames in [-1, 1].
+
+    8-bit codes before rounding, BT.709 in limited range: nominally luma is in [16, 235] and colour
+    in [16, 240], sited in the middle of four luma samples.
+    """
     red, green, blue = frames.unbind(1)
-    luma = kr * red + (1 - kr - kb) * green + kb * blue
-    colour = F.avg_pool2d(
-        torch.stack([(blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)], 1), 2
-    )
-    luma = (_rounded(luma * 109.5 + 125.5) - 125.5) / 109.5
-    colour = _rounded(colour * 112) / 112
+    luma = _KR * red + (1 - _KR - _KB) * green + _KB * blue
+    differences = [(blue - luma) / (2 - 2 * _KB), (red - luma) / (2 - 2 * _KR)]
+    return luma * 109.5 + 125.5, F.avg_pool2d(torch.stack(differences, 1), 2) * 112 + 128
+
+
+def picture_of_codes(luma: Tensor, colour: Tensor) -> Tensor:
+    """Return frames [B, 3, H, W]; the inverse of `video_codes`, colour interpolated linearly."""
+    luma = (luma - 125.5) / 109.5
+    colour = (colour - 128) / 112
     colour = F.interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False)
-    blue = luma + colour[:, 0] * (2 - 2 * kb)
-    red = luma + colour[:, 1] * (2 - 2 * kr)
-    green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+    blue = luma + colour[:, 0] * (2 - 2 * _KB)
+    red = luma + colour[:, 1] * (2 - 2 * _KR)
+    green = (luma - _KR * red - _KB * blue) / (1 - _KR - _KB)
     return torch.stack([red, green, blue], 1)
 
 
