@@ -144,8 +144,8 @@ class Model(nn.Module):
 class Made:
     """What a batch became, for T frames of B sequences.
 
-    true [B, T, 3, H, W]; frames and previews lists of [B, 3, H, W], empty where the stage has none;
-    bits [B] of all frames; tokens of each frame and their grid; latents of the decoder.
+    true [B, T, 3, H, W]; frames and previews lists of [B, 3, H, W], as 8-bit video shows them,
+    empty where the stage has none; bits [B] of all frames; tokens and latents of each frame.
     """
 
     true: Tensor
@@ -231,8 +231,8 @@ class S2vc:
         if not o.codes:
             with self._mixed():
                 latents = [self.network.decoder.autoencoder.encode(x) for x in true.unbind(1)]
-                frames = [self.network.decoder.autoencoder.decode(x).float() for x in latents]
-            return Made(true, frames, [], None, [], latents)
+                frames = [self.network.decoder.autoencoder.decode(x) for x in latents]
+            return Made(true, [losses.displayed(x.float()) for x in frames], [], None, [], latents)
         return self._sequence(o, true, batch.quality)
 
     def _sequence(self, o: Options, true: Tensor, quality: Tensor) -> Made:
@@ -246,11 +246,12 @@ class S2vc:
             if "codec" in o.train:
                 spent, past = self.network.rate(sent, past, quality)
                 bits.append(spent)
-            made.previews.append(self.network.codec.preview(state.features.now))
+            made.previews.append(losses.displayed(self.network.codec.preview(state.features.now)))
             if o.decodes:
                 with self._mixed():
                     latent, buffers = self.network.decoder.latents(state.features.now, buffers)
-                    made.frames.append(self.network.decoder.autoencoder.decode(latent).float())
+                    frame = self.network.decoder.autoencoder.decode(latent)
+                made.frames.append(losses.displayed(frame.float()))
                 made.latents.append(latent)
                 made.tokens.append(buffers.tokens)
                 buffers = buffers if o.cascade else buffers.detach()
@@ -303,8 +304,8 @@ class S2vc:
         if made.bits is not None:
             pixels = made.true.shape[1] * made.true.shape[3] * made.true.shape[4]
             bpp = made.bits / pixels
-            values["rate"] = (trade(batch.quality, o.lambdas) * bpp).mean()
-            values["bpp"], weights = bpp.mean(), {"rate": 1.0, "bpp": 0.0}
+            values["traded"] = (trade(batch.quality, o.lambdas) * bpp).mean()
+            values["bpp"], weights = bpp.mean(), {"traded": 1.0, "bpp": 0.0}
         if made.frames:
             found = self._picture_losses(o, made.frames, made.true)
             values |= found | self._guidance_losses(o, made)

@@ -1,7 +1,8 @@
 """Turns a training run of profile s2vc into a model folder, its coder's tables included.
 
-`python -m semvc.train.s2vc_export RECIPE RUN MODEL --cache CACHE` takes the running average, rounds
-it to fp16, fits the coder to what the rounded codec gives on the cache's sequences, and writes
+`python -m semvc.train.s2vc_export RECIPE RUN MODEL --cache CACHE` takes the running average (of a
+run, or of what `semvc train export` made of it on a machine that has no entropy coder), rounds it
+to fp16, fits the coder to what the rounded codec gives on the cache's sequences, and writes
 `config.toml`, `weights.safetensors` and `recipe.toml`. Of the weights, `codec.*` and `decoder.*`
 are fp16 and `prior.*` integers. The model's row of `index.toml` goes to stdout, what the fit
 reports to stderr.
@@ -21,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from semvc.errors import UsageError
 from semvc.nets import s2vc_synthesis
 from semvc.nets.s2vc_codec import S2vcCodec
 from semvc.signals.latentprior import LatentShape
-from semvc.train import recipe, s2vc, s2vc_prior
+from semvc.train import checkpoint, recipe, s2vc, s2vc_prior
 from semvc.train.recipe import Recipe
 from semvc.train.s2vc_rate import RateModel
 from semvc.train.sequences import Sequences
@@ -36,7 +37,6 @@ from semvc.weights import CONFIG, WEIGHTS, sha256
 
 _log = logging.getLogger(__name__)
 
-_AVERAGE = "average."
 _NOT_SHIPPED = "decoder.autoencoder.encoder."
 
 
@@ -52,12 +52,13 @@ class Settings:
 def export(
     given: Recipe, run: Path, model: Path, caches: list[Path], settings: Settings
 ) -> s2vc_prior.Report:
-    """Write the model folder, return how well the coder fits; UsageError without a checkpoint."""
-    weights = averaged(run)
+    """Write the model folder, return how well the coder fits; UsageError without weights."""
+    found, _ = checkpoint.weights_to_start_from(run)
+    weights = {name: tensor.half() for name, tensor in found.items()}
     codec, rate = networks(given.network, weights)
     sizes = {n: given.network["codec"][n] for n in ("latents", "groups", "hyper", "hyper_levels")}
-    found = s2vc_prior.samples(codec, rate, Sequences(caches), **dataclasses.asdict(settings))
-    prior, report = s2vc_prior.fit(LatentShape(**sizes), rate, list(found))
+    samples = s2vc_prior.samples(codec, rate, Sequences(caches), **dataclasses.asdict(settings))
+    prior, report = s2vc_prior.fit(LatentShape(**sizes), rate, list(samples))
     tensors = {n: t for n, t in weights.items() if n.startswith(("codec.", "decoder."))}
     tensors = {n: t.contiguous() for n, t in tensors.items() if not n.startswith(_NOT_SHIPPED)}
     tensors |= {n: torch.from_numpy(t.copy()) for n, t in prior.arrays().items()}
@@ -79,17 +80,6 @@ def index_row(given: Recipe, model: Path) -> dict[str, Any]:
         "bytes": (model / WEIGHTS).stat().st_size,
         "weights_sha256": sha256(model / WEIGHTS),
         "config_sha256": sha256(model / CONFIG),
-    }
-
-
-def averaged(run: Path) -> dict[str, Tensor]:
-    """Return the running average of a run's checkpoint in fp16, the form in which models ship."""
-    path = run / "checkpoint.safetensors"
-    if not path.is_file():
-        raise UsageError(f"no checkpoint in {run}: train first")
-    tensors = load_file(path)
-    return {
-        n.removeprefix(_AVERAGE): t.half() for n, t in tensors.items() if n.startswith(_AVERAGE)
     }
 
 
