@@ -30,14 +30,9 @@ from semvc.types import EncodeOptions, Runtime, VideoInfo
 
 FRAMES, SEGMENT_SECONDS = 65, 0.5
 OUTPUTS = (
-    ("h264", ".mp4"),
-    ("h264", ".mov"),
-    ("h264", ".mkv"),
+    *(("h264", suffix) for suffix in (".mp4", ".mov", ".mkv")),
+    *((codec, suffix) for codec in ("av1", "ffv1") for suffix in (".mp4", ".mkv")),
     ("hevc", ".mp4"),
-    ("av1", ".mp4"),
-    ("av1", ".mkv"),
-    ("ffv1", ".mp4"),
-    ("ffv1", ".mkv"),
 )
 STEPS = (1000, 1500, 500, 2000, 1000)  # of a variable rate, in thousandths of the mean's frame
 
