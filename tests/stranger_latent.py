@@ -74,6 +74,10 @@ def sign(v: int) -> int:
     return (v > 0) - (v < 0)
 
 
+def length(v: int) -> int:
+    return min(6, v.bit_length())
+
+
 def q5(v: int) -> int:
     return (0, 1, 2, 3, 3, 4)[min(5, v)]
 
@@ -102,11 +106,13 @@ class Segment:
         self.arrays = arrays
         c, g = self.c, self.g
         blocks = [320 * g, 160 * g, 256 * g, 256 * g, 256 * g, 160 * g]
-        elements = [12 * c, 144, 256, 128, 8 * c]
+        elements = [12 * c, 144, 256, 128, 14 * c, 14 * c]
+        sizes = [28 * c, 1568, 3584, 1372]
         self.blocks = Mixture(arrays["block.counts"], arrays["block.weights"], blocks)
         self.elements = Mixture(arrays["element.counts"], arrays["element.weights"], elements)
         self.hypers = Adaptive(arrays["hyper"], 32)
-        self.signs, self.sizes = Adaptive(arrays["sign"], 64), Adaptive(arrays["magnitude"], 32)
+        self.sizes = Mixture(arrays["magnitude.counts"], arrays["magnitude.weights"], sizes)
+        self.signs = Adaptive(arrays["sign"], 64)
         self.hyper: list[Planes] = []
         self.latent: list[Planes] = [zeros(c, *grid), zeros(c, *grid)]  # two before the first
         self.active: list[Planes] = [zeros(g, *grid), zeros(g, *grid)]
@@ -249,26 +255,49 @@ class Segment:
         for y, x in found:
             for c in range(group * self.s, (group + 1) * self.s):
                 r, close = one[c][y][x], near(now[c], y, x, NEAR4)
-                u, q = min(2, abs(r)), min(3, sum(map(abs, close)))
+                u, q = min(2, abs(r)), sum(map(abs, close))
                 was = min(3, sum(map(abs, near(one[c], y, x, NEAR4))))
-                here = min(3, sum(plane[y][x] for plane in active))
+                here = length(sum(abs(plane[y][x]) for plane in now))
+                beside = length(sum(sum(map(abs, near(plane, y, x, NEAR4))) for plane in now))
+                said = index[c][y][x] if index else 0
                 contexts = [
                     (j * self.c + c) * 3 + u,
-                    ((j * 4 + q) * 3 + u) * 3 + min(2, abs(two[c][y][x])),
-                    j * 64 + (index[c][y][x] if index else 0),
+                    ((j * 4 + min(3, q)) * 3 + u) * 3 + min(2, abs(two[c][y][x])),
+                    j * 64 + said,
                     (j * 8 + (self.history[c][y][x] >> 5)) * 4 + was,
-                    (k * self.c + c) * 4 + here,
+                    (k * self.c + c) * 7 + here,
+                    (k * self.c + c) * 7 + beside,
                 ]
                 cases.append((contexts, 3 * j + u))
-                around.append((r, sum(close), q, u))
+                around.append((r, sum(close), k * self.c + c, length(q), said, here, beside))
         ones = [self.elements.guess(*case)[1] for case in cases]
         bits = self.pattern(run, ones, len(found))
         self.elements.learn(cases, bits)
         chosen = [i for i, bit in enumerate(bits) if bit]
         rows = [(k * 3 + 1 + sign(around[i][0])) * 3 + 1 + sign(around[i][1]) for i in chosen]
         negative = self.signs.batch(run, rows)
-        rows = [j * 4 + min(3, around[i][2] + around[i][3]) for i in chosen]
-        sizes = [1 + size for size in self.sizes.batch(run, rows)]
+        sizes = [1] * len(chosen)
+        for rung in range(14):
+            alive = [i for i, size in enumerate(sizes) if size == rung + 1]
+            if not alive:
+                break
+            cases = []
+            for i in alive:
+                r, _, own, q, said, here, beside = around[chosen[i]]
+                contexts = [
+                    own * 14 + rung,
+                    ((j * 14 + rung) * 7 + q) * 4 + min(3, length(abs(r))),
+                    (j * 14 + rung) * 64 + said,
+                    ((k * 14 + rung) * 7 + here) * 7 + beside,
+                ]
+                cases.append((contexts, 14 * k + rung))
+            more = []
+            for case in cases:
+                one_more = self.sizes.guess(*case)[1]
+                more.append(run.symbol([ONE - one_more, one_more]))
+            self.sizes.learn(cases, more)
+            for i, bit in zip(alive, more, strict=True):
+                sizes[i] += bit
         large = [i for i, size in enumerate(sizes) if size == 15]
         for i, more in zip(large, run.uint_of(len(large), 112) if large else [], strict=True):
             sizes[i] += more

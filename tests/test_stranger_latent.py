@@ -53,15 +53,17 @@ def spaced(number: int) -> str:
 def test_numbers_in_the_text_are_those_of_the_program() -> None:
     one = LatentShape(2, 1, 1)  # so that a table's rows are the text's factors
     blocks, elements = one.block_families, one.element_families
+    sizes = one.magnitude_families
     claims = {
         f"F × h × w is at most {spaced(latent.MAX_POSITIONS)};",
         f"{latent._SYMBOLS_PER_ELEMENT} × F × C × h × w symbols",
         f"never more than 2^{MAX_SYMBOLS.bit_length() - 1}",
         f"in quarter steps, at most {MAX_QUALITY}",
         f"−{latentprior.LATENT_RANGE}..{latentprior.LATENT_RANGE}",
-        f"`uint({latentprior.LATENT_RANGE - latentprior.ESCAPE - 1})` = magnitude −"
-        f" {latentprior.ESCAPE + 1}",
-        f"min(magnitude − 1, {latentprior.ESCAPE})",
+        f"`uint({latentprior.LATENT_RANGE - latentprior.LADDER - 1})` = magnitude −"
+        f" {latentprior.LADDER + 1} of those that are greater than {latentprior.LADDER}",
+        f"for l = 0 to {latentprior.LADDER - 1} a batch",
+        f"| {2 * latentprior.LADDER} × {len(sizes)} |",
         f"shifts s (0..{intnet.MAX_SHIFT})",
         f"top = {latentprior.INDICES - 1} in the last layer, else {intnet.TOP}",
         f"2..{latentprior._MOST['hyper_levels']}; 0 stands for {2 * latentprior.HYPER_RANGE + 1}",
@@ -69,10 +71,11 @@ def test_numbers_in_the_text_are_those_of_the_program() -> None:
         *(f"| {family} | {rows} G |" for family, rows in enumerate(blocks)),
         f"| 0 | {elements[0] // 2} C |",
         *(f"| {family} | {elements[family]} |" for family in (1, 2, 3)),
-        f"| 4 | {elements[4] // 2} C |",
+        *(f"| {family} | {elements[family] // 2} C |" for family in (4, 5)),
+        f"| 0 | {sizes[0] // 2} C |",
+        *(f"| {family} | {sizes[family]} |" for family in (1, 2, 3)),
         f"Strength {latentprior._STRENGTHS['hyper']}. ## 5",
         f"sign(g). Strength {latentprior._STRENGTHS['sign']}.",
-        f"u). Strength {latentprior._STRENGTHS['magnitude']}.",
     }
     assert [claim for claim in claims if claim not in TEXT] == []
 

@@ -22,8 +22,8 @@ from semvc.entropy.tables import Int64, Ints, check_ints, logistic_tables, norma
 from semvc.errors import BitstreamError, LimitError
 from semvc.signals.latentcontext import NEAR, Elements, Frame, Past, Step, parity, summed
 from semvc.signals.latentprior import (
-    ESCAPE,
     HISTORY_STEP,
+    LADDER,
     LATENT_RANGE,
     LEVELS,
     Prior,
@@ -34,7 +34,7 @@ Int8 = npt.NDArray[np.int8]
 MAX_POSITIONS = 1 << 21  # of all frames of a segment: bounds memory and time, whatever the payload
 HYPER_STRIDE = 4  # places of the latents' grid for one of the hyper-latents', each way
 MEMORY = 1023
-_SYMBOLS_PER_ELEMENT = 12
+_SYMBOLS_PER_ELEMENT = 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +129,8 @@ class LatentModel:
         self._blocks = _mixer(prior, "block", prior.shape.block_families)
         self._elements = _mixer(prior, "element", prior.shape.element_families)
         self._hyper_tables = prior.adaptive("hyper")
-        self._signs, self._magnitudes = prior.adaptive("sign"), prior.adaptive("magnitude")
+        self._magnitudes = _mixer(prior, "magnitude", prior.shape.magnitude_families)
+        self._signs = prior.adaptive("sign")
         grid = (height // HYPER_STRIDE, width // HYPER_STRIDE)
         self.hyper: Int8 = np.zeros((frames, prior.shape.hyper, *grid), np.int8)
         self.latent: Int8 = np.zeros((frames, prior.shape.latents, height, width), np.int8)
@@ -156,16 +157,14 @@ class LatentModel:
 
     def state(self) -> dict[str, Ints]:
         """All tables as they are now, under the names of `LatentShape.arrays`."""
-        blocks, elements = self._blocks.state(), self._elements.state()
-        return {
-            "block.counts": blocks[0],
-            "block.weights": blocks[1],
-            "element.counts": elements[0],
-            "element.weights": elements[1],
+        found: dict[str, Ints] = {
             "hyper": self._hyper_tables.state(),
             "sign": self._signs.state(),
-            "magnitude": self._magnitudes.state(),
         }
+        mixers = {"block": self._blocks, "element": self._elements, "magnitude": self._magnitudes}
+        for name, mixer in mixers.items():
+            found[f"{name}.counts"], found[f"{name}.weights"] = mixer.state()
+        return found
 
     # --- hyper-latents
 
@@ -264,21 +263,35 @@ class LatentModel:
         rows = (step.inter * 3 + 1 + np.sign(around.before)) * 3 + 1 + np.sign(around.near)
         signs = None if given is None else (given < 0).astype(np.int64)
         negative = self._signs.code(coder, signs, len(chosen), rows.reshape(-1)[chosen])
-        spread = np.minimum(3, around.near_size + np.minimum(2, np.abs(around.before)))
-        rows = (step.inter * 2 + step.half) * 4 + spread.reshape(-1)[chosen]
-        sizes = self._code_sizes(coder, None if given is None else np.abs(given), rows)
+        wanted = None if given is None else np.abs(given)
+        sizes = self._code_sizes(coder, wanted, step.inter, around, chosen)
         result = np.zeros(bits.size, np.int64)
         result[chosen] = np.where(negative == 1, -sizes, sizes)
         shaped: Int64 = result.reshape(bits.shape)
         return shaped
 
-    def _code_sizes(self, coder: SymbolCoder, given: Int64 | None, rows: Int64) -> Int64:
-        small = None if given is None else np.minimum(given - 1, ESCAPE)
-        sizes = 1 + self._magnitudes.code(coder, small, len(rows), rows).astype(np.int64)
-        large = np.flatnonzero(sizes == ESCAPE + 1)
-        if len(large):
-            rest = None if given is None else given[large] - ESCAPE - 1
-            sizes[large] += code_uint(coder, rest, len(large), LATENT_RANGE - ESCAPE - 1)
+    def _code_sizes(
+        self,
+        coder: SymbolCoder,
+        given: Int64 | None,
+        inter: int,
+        around: Elements,
+        chosen: Int64,
+    ) -> Int64:
+        """Code magnitudes, 1..127, of the elements `chosen`: a bit for each rung of a ladder."""
+        ladder = around.ladder[:, chosen]
+        sizes, left = np.ones(len(chosen), np.int64), np.arange(len(chosen))
+        for rung in range(LADDER):
+            bits = None if given is None else (given[left] > rung + 1).astype(np.int64)
+            contexts = ladder[:, left] + around.rungs[:, None] * rung
+            select = np.full(len(left), inter * LADDER + rung, np.int64)
+            more = self._magnitudes.code(coder, bits, contexts, select)
+            left = left[more == 1]
+            sizes[left] += 1
+            if not len(left):
+                return sizes
+        rest = None if given is None else given[left] - LADDER - 1
+        sizes[left] += code_uint(coder, rest, len(left), LATENT_RANGE - LADDER - 1)
         return sizes
 
 

@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from semvc.entropy.tables import Int64, Ints
-from semvc.signals.latentprior import HISTORY_STEP, INDICES, LEVELS, LatentShape
+from semvc.signals.latentprior import (
+    CLASSES,
+    HISTORY_STEP,
+    INDICES,
+    LADDER,
+    LEVELS,
+    LatentShape,
+)
 
 if TYPE_CHECKING:
     from semvc.types import UInt8
@@ -27,6 +34,7 @@ AROUND: Offsets = (*NEAR, (-1, -1), (-1, 1), (1, -1), (1, 1))
 MOST_ACTIVE = 3
 _CLASSES = np.array([0, 1, 2, 3, 3, 4], np.int64)  # of a sum of activities; more is 4, too
 _DENSITIES = 8
+_POWERS = 1 << np.arange(CLASSES - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,7 @@ class Frame:
         groups, height, width = past.active_one.shape
         self.active: Int64 = np.zeros((groups, height, width), np.int64)
         self._total: Int64 = np.zeros((height, width), np.int64)  # activity of all groups
+        self.energy: Int64 = np.zeros((height, width), np.int64)  # magnitudes of all channels
         self._coded = self._found = 0  # blocks so far, and how many are not zero
         self._around_one = _classes(summed(past.active_one, AROUND))
         self._others_one = np.minimum(3, past.active_one.sum(axis=0) - past.active_one)
@@ -122,6 +131,7 @@ class Frame:
         active = np.minimum(MOST_ACTIVE, np.minimum(2, np.abs(values)).sum(axis=1))
         self.active[step.group, ys, xs] = active
         self._total[ys, xs] += active
+        self.energy[ys, xs] += np.abs(values).sum(axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +139,9 @@ class Elements:
     """What surrounds the elements of n blocks that are not zero; int64 [n, S] each.
 
     `before` is the same element one frame earlier; `near` and `near_size` add up the four
-    neighbours of this frame, with their signs and without, the latter cut to 3. `contexts` is
-    int64 [5, n * S], `select` [n * S] the rows of weights.
+    neighbours of this frame, with their signs and without. `contexts` is int64 [6, n * S], `select`
+    [n * S] the rows of weights. `ladder` are the places [4, n * S] where the contexts of a
+    magnitude's first bit are; those of bit l lie l times `rungs` [4] behind.
     """
 
     before: Int64
@@ -138,6 +149,8 @@ class Elements:
     near_size: Int64
     contexts: Int64
     select: Int64
+    ladder: Int64
+    rungs: Int64
 
     @classmethod
     def of(
@@ -156,24 +169,36 @@ class Elements:
 
         before, older = at(frame.past.one), at(frame.past.two)
         around = _neighbours(frame.now[channels], ys, xs)
-        near, near_size = around.sum(axis=0), np.minimum(3, np.abs(around).sum(axis=0))
+        near, near_size = around.sum(axis=0), np.abs(around).sum(axis=0)
         was = np.abs(_neighbours(frame.past.one[channels], ys, xs)).sum(axis=0)
-        last = np.minimum(2, np.abs(before))
-        here = np.minimum(3, frame._total[ys, xs])[:, None]
+        last, few = np.minimum(2, np.abs(before)), np.minimum(3, near_size)
+        said = np.zeros_like(before) if index is None else at(index)
+        here = _lengths(frame.energy[ys, xs])[:, None]
+        beside = _lengths(summed(frame.energy, NEAR)[ys, xs])[:, None]
         channel = np.arange(channels.start, channels.stop)
-        pair = step.inter * 2 + step.half
-        contexts = (
+        inter, pair = step.inter, step.inter * 2 + step.half
+        own = inter * shape.latents + channel
+        contexts = _table(
+            before.shape,
             (pair * shape.latents + channel) * 3 + last,
-            ((pair * 4 + near_size) * 3 + last) * 3 + np.minimum(2, np.abs(older)),
-            pair * INDICES + (0 if index is None else at(index)),
+            ((pair * 4 + few) * 3 + last) * 3 + np.minimum(2, np.abs(older)),
+            pair * INDICES + said,
             (pair * 8 + (at(frame.past.history) >> 5)) * 4 + np.minimum(3, was),
-            (step.inter * shape.latents + channel) * 4 + here,
+            own * CLASSES + here,
+            own * CLASSES + beside,
         )
-        table = np.empty((len(contexts), *before.shape), np.int64)
-        for row, context in zip(table, contexts, strict=True):
-            row[:] = context
-        flat = table.reshape(len(contexts), -1)
-        return cls(before, near, near_size, flat, (pair * 3 + last).reshape(-1))
+        sizes = (1, CLASSES * 4, INDICES, CLASSES * CLASSES)
+        ladder = _table(
+            before.shape,
+            own * LADDER,
+            pair * LADDER * sizes[1]
+            + _lengths(near_size) * 4
+            + np.minimum(3, _lengths(np.abs(before))),
+            pair * LADDER * sizes[2] + said,
+            inter * LADDER * sizes[3] + here * CLASSES + beside,
+        )
+        select = (pair * 3 + last).reshape(-1)
+        return cls(before, near, near_size, contexts, select, ladder, np.array(sizes))
 
 
 def parity(height: int, width: int) -> Int64:
@@ -202,6 +227,19 @@ def _neighbours(values: Int8, ys: Int64, xs: Int64) -> Int64:
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         found.append(values[:, y % height, x % width].T.astype(np.int64) * inside[:, None])
     return np.stack(found)
+
+
+def _table(shape: tuple[int, ...], *rows: Int64) -> Int64:
+    """Rows that broadcast to `shape`, each flattened: int64 [len(rows), n]."""
+    table = np.empty((len(rows), *shape), np.int64)
+    for line, row in zip(table, rows, strict=True):
+        line[:] = row
+    return table.reshape(len(rows), -1)
+
+
+def _lengths(sums: Int64) -> Int64:
+    """Lengths in bits of numbers that are not negative, at most 6."""
+    return np.searchsorted(_POWERS, sums, side="right")
 
 
 def _classes(sums: Int64) -> Int64:

@@ -24,9 +24,10 @@ HYPER_RANGE = 7
 LATENT_RANGE = 127
 INDICES = 64  # what an integer network says of an element
 LEVELS = 64  # of what its indices say of a block together
-ESCAPE = 14  # magnitudes from ESCAPE + 1 on are coded with an Exp-Golomb code
+LADDER = 14  # bits of a magnitude before the rest is coded with an Exp-Golomb code
 HISTORY_STEP = 16  # of the history for each unit of a magnitude
-_STRENGTHS = {"hyper": 32, "sign": 64, "magnitude": 32}
+CLASSES = 7  # of a sum of magnitudes: its length in bits, at most 6
+_STRENGTHS = {"hyper": 32, "sign": 64}
 _NEUTRAL_WEIGHT = 1100  # of a family, in 1/4096: experts that agree overrate themselves
 _MOST = {"latents": 512, "groups": 16, "hyper": 128, "hyper_levels": 15}
 
@@ -75,7 +76,19 @@ class LatentShape:
     @property
     def element_families(self) -> tuple[int, ...]:
         """Contexts of each family that predicts whether an element is zero."""
-        return (4 * self.latents * 3, 4 * 36, 4 * INDICES, 4 * 32, 2 * self.latents * 4)
+        wide = 2 * self.latents * CLASSES
+        return (4 * self.latents * 3, 4 * 36, 4 * INDICES, 4 * 32, wide, wide)
+
+    @property
+    def magnitude_families(self) -> tuple[int, ...]:
+        """Contexts of each family that predicts whether a magnitude is greater still."""
+        sums = CLASSES * CLASSES
+        return (
+            2 * self.latents * LADDER,
+            4 * LADDER * CLASSES * 4,
+            4 * LADDER * INDICES,
+            2 * LADDER * sums,
+        )
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
         """The shape of every table of a prior, by name."""
@@ -84,9 +97,10 @@ class LatentShape:
             "block.weights": (4 * self.groups * 3, len(self.block_families)),
             "element.counts": (sum(self.element_families), 2),
             "element.weights": (12, len(self.element_families)),
+            "magnitude.counts": (sum(self.magnitude_families), 2),
+            "magnitude.weights": (2 * LADDER, len(self.magnitude_families)),
             "hyper": (2 * self.hyper * 9, self.hyper_alphabet),
             "sign": (18, 2),
-            "magnitude": (16, ESCAPE + 1),
             "lengths": (INDICES,),
             "levels": (LEVELS - 1,),
         }
@@ -167,7 +181,6 @@ class Prior:
         places = np.abs(np.arange(shape.hyper_alphabet) + shape.hyper_low)
         tables["hyper"] += np.maximum(1, 4096 >> 2 * places)
         tables["sign"] += 1
-        tables["magnitude"] += np.maximum(1, 4096 >> np.arange(ESCAPE + 1))
         tables["lengths"] += np.minimum(65535, 2 ** (np.arange(INDICES) // 4))
         tables["levels"] += np.minimum(65535, np.arange(1, LEVELS) ** 2 * 8)
         return cls(shape, tables, nets or {})

@@ -195,7 +195,7 @@ def _stored(name: str, table: Ints) -> Ints:
 def _trusting(start: Prior, learnt: dict[str, Ints], strength: int) -> Prior:
     """A prior whose binary counts stand for `strength` observations at most."""
     tables = dict(learnt)
-    for name in ("block.counts", "element.counts"):
+    for name in (name for name in learnt if name.endswith(".counts")):
         total = np.maximum(1, learnt[name].sum(axis=1, keepdims=True))
         share = np.minimum(1.0, strength / total)
         tables[name] = np.rint(learnt[name] * share).astype(np.int64)
