@@ -160,8 +160,7 @@ def blend(before: View, after: View, phase: float) -> Float32:
     ahead = np.float32(1 - phase) * (before.valid + faint)
     behind = np.float32(phase) * (after.valid + faint)
     share = (behind / np.maximum(ahead + behind, 1e-6))[..., None]
-    out: Float32 = before.image * (1 - share) + after.image * share
-    return out
+    return (before.image * (1 - share) + after.image * share).astype(np.float32)
 
 
 def gathered(
@@ -217,7 +216,7 @@ def filled(image: Float32, valid: Float32) -> Float32:
         scale = full / np.maximum(weight, np.float32(1e-6))
         stack.append((color * scale[..., None], full))
     color, weight = stack.pop()
-    below: Float32 = color / np.maximum(weight, np.float32(1e-6))[..., None]
+    below = (color / np.maximum(weight, np.float32(1e-6))[..., None]).astype(np.float32)
     while stack:
         color, weight = stack.pop()
         below = color + _doubled(below, weight.shape) * (1 - weight[..., None])

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from semvc.train.recipe import Recipe, Stage
 
 DEFAULT = "disco-small"
-_MODULES = {DEFAULT: "semvc.train.disco", "s2vc": "semvc.train.s2vc"}
+_MODULES = {
+    DEFAULT: "semvc.train.disco",
+    "cpsgd-small": "semvc.train.cpsgd",
+    "s2vc": "semvc.train.s2vc",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,182 @@
+"""Training of profile cpsgd's small generator: unrolled repair of scenes warped from keyframes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semvc.errors import UsageError
+from semvc.nets import schedule
+from semvc.nets.cpsgd_generator import STRIDE, CpsgdGenerator
+from semvc.nets.generator import Memory
+from semvc.nets.load import place
+from semvc.train import losses
+from semvc.train.families import Inputs, Losses
+from semvc.train.recipe import Recipe, Stage
+from semvc.train.scene_data import SceneBatch, SceneCache
+
+INDEX = {
+    "role": "generator",
+    "profile": "cpsgd",
+    "tier": "small",
+    "licence": "Apache-2.0",
+    "source": "bundled",
+    "signals": ["camera", "depth", "mask", "keyframe"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A stage of the scene generator.
+
+    `unroll` frames are made in a row, gradients flowing through the recurrence; `crop` is in luma
+    samples. `one_step` is the share of samples trained at pure noise, the rest draw their noise
+    level uniformly. `drop_control` is the share of batches trained without masks. The weights of
+    the losses are zero when absent; `adversarial` trains a critic.
+    """
+
+    unroll: int
+    crop: int
+    one_step: float = 0.7
+    drop_control: float = 0.3
+    charbonnier: float = 1.0
+    lpips: float = 0.0
+    dists: float = 0.0
+    temporal: float = 0.0
+    adversarial: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.unroll < 1 or self.crop < STRIDE or self.crop % STRIDE:
+            raise UsageError(f"a stage needs unroll >= 1 and a crop that is a multiple of {STRIDE}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A batch with its random numbers: noise [B, 3, H, W], noise levels int64 [B]."""
+
+    raw: SceneBatch
+    noise: Tensor
+    level: Tensor
+    keep_control: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Frames as they are shown, as they were, and as they are without a model."""
+
+    frames: list[Tensor]
+    true: list[Tensor]
+    base: list[Tensor]
+
+
+def build(recipe: Recipe, inputs: Inputs) -> Cpsgd:
+    """Return the task; see `families`."""
+    return Cpsgd(recipe, inputs)
+
+
+def config(recipe: Recipe) -> str:
+    """Return the constructor arguments of `CpsgdGenerator` as TOML."""
+    lines = [f"{name} = {json.dumps(value)}" for name, value in recipe.network.items()]
+    return "[network]\n" + "\n".join(lines) + "\n"
+
+
+class Cpsgd:
+    """The scene generator as a `families.Task`."""
+
+    def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
+        self._device, self._dtype = inputs.device, inputs.dtype
+        try:
+            self.network = place(CpsgdGenerator(**recipe.network), inputs.device)
+            critic = losses.Discriminator(**{"width": 48} | recipe.critic)
+        except TypeError as error:
+            raise UsageError(f"recipe of {recipe.model}: {error}") from error
+        self.critic = place(critic, inputs.device)
+        if critic.frames != 1:
+            raise UsageError("the critic of scenes sees single frames: leave out its frames")
+        if inputs.metric_weights is None:
+            raise UsageError("the losses need VGG16: give its folder with --metric-weights")
+        self._run = torch.compile(self.network) if recipe.compile else self.network
+        self._perceptual = losses.Perceptual(inputs.metric_weights).to(inputs.device)
+        place(self._perceptual.convolutions, dtype=inputs.dtype)
+        self._alphas = schedule.alphas_cumprod().to(inputs.device)
+        self._cache = SceneCache(inputs.caches)
+
+    def batch(self, stage: Stage, key: tuple[int, int]) -> _Given:
+        """Return raw samples and all random numbers of a step."""
+        o: Options = stage.options
+        draw = torch.Generator().manual_seed(key[0] * 1_000_003 + key[1])
+        noise = torch.randn((stage.batch, 3, o.crop, o.crop), generator=draw)
+        level = torch.randint(0, schedule.TRAIN_STEPS, (stage.batch,), generator=draw)
+        pure = torch.rand(stage.batch, generator=draw) < o.one_step
+        return _Given(
+            raw=self._cache.batch(stage.batch, unroll=o.unroll, crop=o.crop, key=key),
+            noise=noise,
+            level=torch.where(pure, schedule.TRAIN_STEPS - 1, level),
+            keep_control=float(torch.rand((), generator=draw)) >= o.drop_control,
+        )
+
+    def forward(self, stage: Stage, batch: _Given) -> _Made:
+        """Unroll the generator over the frames of a batch."""
+        memory: Memory | None = None
+        made = _Made([], [], [])
+        for t in range(stage.options.unroll):
+            true = batch.raw.true(t)
+            given = batch.raw.inputs(t, control=batch.keep_control)
+            sample = schedule.add_noise(true, batch.noise, batch.level, self._alphas)
+            with self._mixed():
+                frame, memory = self._run(sample, batch.level, given, memory)
+            made.frames.append(losses.displayed(frame.float()))
+            made.true.append(true)
+            made.base.append(given.base)
+        return made
+
+    def adversarial(self, stage: Stage) -> bool:
+        """Whether the critic has a say in this stage."""
+        return bool(stage.options.adversarial)
+
+    def critic_loss(self, stage: Stage, batch: _Given, made: _Made, step: int) -> Tensor:
+        """Return the critic's hinge loss on real and made frames."""
+        base = torch.cat(made.base)
+        real = torch.cat([losses.displayed(frame) for frame in made.true])
+        with self._mixed():
+            scores = self.critic(torch.cat(made.frames).detach(), base)
+            return losses.hinge_critic(self.critic(real, base), scores)
+
+    def losses(self, stage: Stage, batch: _Given, made: _Made) -> Losses:
+        """Return all losses that have a weight in this stage."""
+        o: Options = stage.options
+        true, x = torch.cat(made.true), torch.cat(made.frames)
+        values = {"charbonnier": losses.charbonnier(x, true)}
+        if o.lpips or o.dists:
+            values["lpips"], values["dists"] = self._perceptual(x, true)
+        if o.temporal and o.unroll > 1:
+            now, wanted = itertools.pairwise(made.frames), itertools.pairwise(made.true)
+            changes = [
+                losses.temporal(b, a, d, c) for (a, b), (c, d) in zip(now, wanted, strict=True)
+            ]
+            values["temporal"] = torch.stack(changes).mean()
+        if o.adversarial:
+            with self._mixed():
+                scores = self.critic(x, torch.cat(made.base))
+                values["adversarial"] = losses.hinge_generator(scores)
+        total = torch.stack([getattr(o, n) * v.float() for n, v in values.items()]).sum()
+        return Losses(total, values)
+
+    def picture(self, stage: Stage, batch: _Given, made: _Made) -> Tensor:
+        """Return rows of the last frame: as it was, without a model, and made."""
+        columns = [made.true[-1], made.base[-1], made.frames[-1]]
+        rows = torch.cat([c.detach().float() for c in columns], 3)  # [B, 3, H, 3W]
+        grid = rows.permute(0, 2, 3, 1).flatten(0, 1)
+        return ((grid + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def is_inner(self, name: str, parameter: Tensor) -> bool:
+        """Ends of the network and vectors are not for Muon."""
+        ends = ("stem", "head", "embed", "pose.first", "control.first")
+        return parameter.ndim >= 2 and not name.startswith(ends)
+
+    def _mixed(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)

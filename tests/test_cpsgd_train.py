@@ -1,0 +1,189 @@
+"""Training of profile cpsgd: its cache, its preparation, its task in the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cache import write_metric_weights
+from program import environment
+from test_cpsgd_nets import TINY
+
+from semvc.errors import UsageError
+from semvc.train import families, loop, prepare_scenes, recipe
+from semvc.train.scene_data import FIELDS, SceneCache
+
+RECIPE = """
+family = "cpsgd-small"
+model = "tiny"
+seed = 3
+bfloat16 = false
+sample_minutes = 0.0
+
+[network]
+{network}
+
+[critic]
+width = 4
+
+[[stage]]
+name = "one"
+steps = 6
+batch = 2
+unroll = 2
+crop = 32
+rate = 2e-3
+final_rate = 1e-3
+warmup = 1
+lpips = 0.1
+temporal = 0.5
+adversarial = {adversarial}
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples of procedural scenes, smaller than usual."""
+    folder = tmp_path_factory.mktemp("scenes")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"SIDE": 48, "LENGTH": 3, "SHARD": 3, "_FRAME": 64}.items():
+            patch.setattr(prepare_scenes, name, value)
+        patch.setattr(prepare_scenes, "_SPANS", (6, 9))
+        random = np.random.default_rng(4)
+        shots = prepare_scenes.photo_shots(prepare_scenes.textures(random), random)
+        assert prepare_scenes.prepare(shots, folder, shards=2, per_shot=2, seed=1) == 2
+    return folder
+
+
+def load(tmp_path: Path, adversarial: float = 0.0) -> recipe.Recipe:
+    lines = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in TINY.items()]
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(network="\n".join(lines), adversarial=adversarial))
+    return recipe.load(path)
+
+
+def trainer(tmp_path: Path, cache: Path, adversarial: float = 0.0) -> loop.Trainer:
+    metrics = tmp_path / "metrics"
+    if not metrics.exists():
+        write_metric_weights(metrics)
+    run = loop.Run(tmp_path / "run", [cache], metrics)
+    return loop.Trainer(load(tmp_path, adversarial), run)
+
+
+def test_prepared_samples_have_their_fields(cache: Path) -> None:
+    shapes = {n: np.load(cache / "00000" / f"{n}.npy") for n in FIELDS}
+    assert shapes["source"].shape == shapes["base"].shape == (3, 3, 48, 48, 3)
+    assert shapes["before"].shape == shapes["after"].shape == (3, 3, 48, 48, 4)
+    assert shapes["control"].shape == (3, 3, 48, 48, 5) and shapes["control"].dtype == np.uint8
+    assert shapes["rays"].shape == (3, 3, 6, 12, 12) and shapes["rays"].dtype == np.float16
+    assert shapes["phase"].shape == (3, 3) and shapes["settings"].shape == (3, 3)
+    norm = np.linalg.norm(shapes["rays"][:, :, 3:].astype(np.float32), axis=2)
+    assert np.allclose(norm, 1, atol=2e-3)
+
+
+def test_what_needs_no_model_is_near_the_source(cache: Path) -> None:
+    for shard in sorted(cache.iterdir()):
+        source, base = (np.load(shard / f"{n}.npy").astype(float) for n in ("source", "base"))
+        spread = np.abs(source - source.mean((2, 3), keepdims=True)).mean()
+        assert np.abs(source - base).mean() < 0.8 * spread
+
+
+def test_a_batch_depends_on_its_key_alone(cache: Path) -> None:
+    scenes = SceneCache([cache])
+    first, again, other = (scenes.batch(2, unroll=2, crop=32, key=(1, k)) for k in (5, 5, 6))
+    for field in dataclasses.fields(first):
+        assert torch.equal(getattr(first, field.name), getattr(again, field.name))
+    assert not torch.equal(first.source, other.source)
+    inputs = first.inputs(1, control=True)
+    assert inputs.base.shape == (2, 3, 32, 32) and inputs.rays.shape == (2, 6, 8, 8)
+    assert inputs.before.shape == (2, 4, 32, 32)
+    assert float(inputs.base.min()) >= -1 and float(inputs.before[:, 3].max()) <= 1
+    assert first.inputs(0, control=False).control is None
+    with pytest.raises(UsageError, match="holds no 9"):
+        scenes.batch(1, unroll=9, crop=32, key=(1, 1))
+
+
+def test_crops_of_rays_stay_with_their_pictures(cache: Path) -> None:
+    scenes = SceneCache([cache])
+    whole = scenes.batch(1, unroll=1, crop=48, key=(1, 1)).rays[0, 0]
+    assert whole.shape == (6, 12, 12)
+    for step in range(6):
+        part = scenes.batch(1, unroll=1, crop=16, key=(1, step)).rays[0, 0]
+        assert part.shape == (6, 4, 4)
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.1])
+def test_the_loss_falls_on_one_batch(tmp_path: Path, cache: Path, adversarial: float) -> None:
+    one = trainer(tmp_path, cache, adversarial)
+    stage, _ = one.recipe.stage_at(0) or (None, 0)
+    assert stage is not None
+    batch = one.batch(0)
+    rows = [one.update(stage, 2, batch) for _ in range(25)]
+    assert float(rows[-1]["charbonnier"]) < 0.97 * float(rows[0]["charbonnier"])
+    assert ("critic" in rows[0]) == bool(adversarial)
+    picture = one.picture(stage)
+    assert picture.shape == (64, 96, 3) and picture.dtype == torch.uint8
+
+
+def test_a_resumed_run_equals_the_straight_one(tmp_path: Path, cache: Path) -> None:
+    straight = trainer(tmp_path, cache)
+    assert straight.train().complete
+    wanted = {n: t.clone() for n, t in straight.network.state_dict().items()}
+    (tmp_path / "run").rename(tmp_path / "old")
+    begun = trainer(tmp_path, cache)
+    for step in range(3):
+        stage, at = begun.recipe.stage_at(step) or (None, 0)
+        assert stage is not None
+        begun.update(stage, at)
+        begun.step += 1
+    begun.run.folder.mkdir()
+    begun.save()
+    again = trainer(tmp_path, cache)
+    assert again.resume() and again.step == 3
+    again.train()
+    for name, value in again.network.state_dict().items():
+        assert torch.allclose(value, wanted[name], atol=1e-6), name
+
+
+def test_wrong_recipes_are_refused(tmp_path: Path, cache: Path) -> None:
+    good = load(tmp_path)
+    with pytest.raises(UsageError, match="multiple of 16"):
+        families.options("cpsgd-small")(unroll=1, crop=40)
+    wrong = dataclasses.replace(good, network={**good.network, "widths": (8, 12)})
+    inputs: Any = families.Inputs([cache], tmp_path, torch.device("cpu"), torch.float32)
+    with pytest.raises((UsageError, ValueError)):
+        families.build(wrong, inputs)
+    assert "widths" in families.config(good)
+    assert families.index_row("cpsgd-small")["profile"] == "cpsgd"
+
+
+def test_the_shipped_recipe_is_read() -> None:
+    folder = Path(recipe.__file__).parent / "recipes"
+    found = recipe.load(folder / "cpsgd-small-v1.toml")
+    assert found.family == "cpsgd-small" and found.model == "cpsgd-small-v1"
+
+
+def test_training_needs_no_media_libraries() -> None:
+    script = (
+        "import sys\n"
+        "for name in ('av', 'constriction', 'diffusers', 'cv2'): sys.modules[name] = None\n"
+        "import semvc.train.cpsgd, semvc.train.loop, semvc.train.scene_data\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_pictures_come_endlessly() -> None:
+    random = np.random.default_rng(1)
+    found = list(itertools.islice(prepare_scenes.textures(random), 2))
+    assert all(p.dtype == np.uint8 and p.ndim == 3 and p.std() > 10 for p in found)
+    assert not np.array_equal(*found)
