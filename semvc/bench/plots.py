@@ -29,7 +29,7 @@ _STYLES = {  # colours that colour-blind readers can tell apart (Okabe and Ito 2
     "svtav1": ("#e69f00", "^"),
     "x265": ("#0a86c9", "v"),
     "x264": ("#a98467", "<"),
-    "vp9": ("#8f8f8f", ">"),
+    "vp9": ("#7d8f1e", ">"),
     "vvenc": ("#009e73", "D"),
 }
 _OWN = (("#d5301e", "o", "-"), ("#c061a6", "s", "--"), ("#7a5cc9", "P", "-."))
