@@ -189,8 +189,7 @@ class _Encoder:
             track = _open_track(reader, self._options)
             if track is not None:
                 stack.enter_context(track)
-            profile = profiles.create(self._profile.id)
-            stack.callback(profile.close)
+            profile = self._profile  # what it finds out about a clip holds for all passes
             for piece in self._pieces(reader, track):
                 if not sizes:
                     profile.begin(piece.clip, options)
