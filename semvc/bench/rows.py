@@ -77,10 +77,10 @@ class Row:
     payload bytes of each kind and `overhead_bytes` all the rest of the file. `bpp` and `kbps` come
     from `bytes` and the clip's own pixels and seconds.
 
-    `encode_fps` and `decode_fps` count the clip's frames over the clock seconds spent on them; semvc
-    writes what it decodes without loss. `startup_s` is what a decode costs before that: the clock
-    seconds of one that ends after its first frame (process, imports, model). Memory is the peak in
-    bytes of the process, resident (`rss`) or on the graphics card (`cuda`).
+    `encode_fps` and `decode_fps` count the clip's frames over the clock seconds spent on them;
+    semvc writes what it decodes without loss. `startup_s` is what a decode costs before that: the
+    clock seconds of one that ends after its first frame (process, imports, model). Memory is the
+    peak in bytes of the process, resident (`rss`) or on the graphics card (`cuda`).
 
     `metrics` maps names of `METRICS` to values, `missing` the names of those that were asked for
     and not measured to the reason. `original` and `rebuilt` are files, empty when not kept.
