@@ -387,3 +387,20 @@ def test_other_integers_behind_valid_checksums_are_noticed(stream: Path, models:
             decoder.unpack(profile, type(segment)(**fields | {"sections": sections}), reader.header)
         noticed += 1
     assert noticed >= 15
+
+
+# Drift
+
+
+def test_decoders_of_the_same_arithmetic_do_not_drift(models: Path, frames: UInt8) -> None:
+    from s2vc_drift import growth, plain, table
+
+    from semvc.nets import s2vc_runner
+
+    folder = models / CODEC
+    found = table(folder, frames[:6], 20)
+    same = {name: row for name, row in found.items() if len(set(name.split(" -> "))) == 1}
+    assert same
+    assert set(same.values()) == {"all inf dB, last inf dB"}
+    assert any("inf" not in row for row in found.values())
+    assert 0 < growth(s2vc_runner.build(folder, *plain()), frames[:6], 20) < 1e4

@@ -72,7 +72,7 @@ class CodecRunner:
             yield picture.permute(1, 2, 0).contiguous().cpu().numpy()
 
     def _picture(self, frame: UInt8) -> Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
+        x = torch.from_numpy(frame.astype(np.float32)).permute(2, 0, 1)[None]
         rows, columns = -frame.shape[0] % STRIDE, -frame.shape[1] % STRIDE
         return self._move(F.pad(x / 127.5 - 1, (0, columns, 0, rows), mode="replicate"))
 
