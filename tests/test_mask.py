@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench.masks import contours
 from hostile import Wild
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,6 +198,16 @@ def test_an_object_that_ends_is_held_until_the_next_map() -> None:
     assert track is not None
     sizes = [int(rendered(track, frame, (64, 64)).sum()) for frame in range(5)]
     assert sizes[0] == sizes[1] == sizes[2] == sizes[3] > 800 and sizes[4] == 0
+
+
+def test_contours_enclose_their_pixels() -> None:
+    bits = np.zeros((5, 6), np.uint8)
+    bits[1:4, 1:4] = 1
+    bits[2, 2] = 0  # a hole has a contour of its own
+    found = contours(bits)
+    assert sorted(len(steps) for _, steps in found) == [4, 12]
+    assert contours(bits * 0) == []
+    assert len(contours(np.eye(3, dtype=np.uint8))) == 3
 
 
 # --- training
