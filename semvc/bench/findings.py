@@ -112,7 +112,7 @@ def machine(report: Report) -> str:
     found = dict(report.machine)
     words = [str(found.pop(name)) for name in ("system", "processor") if found.get(name)]
     if cores := found.pop("cores", None):
-        words.append(f"{cores} cores")
+        words.append(f"{cores} cores" if cores != 1 else "1 core")
     if memory := found.pop("memory_bytes", None):
         words.append(f"{memory / 2**30:.0f} GiB")
     if gpu := found.pop("gpu", None):
@@ -172,7 +172,9 @@ def _anchor(anchor: Mapping[str, Any]) -> str:
         words += f", also at 1/{joined(map(str, divisors))} of the frame rate"
     if crf:
         words += f", {len(crf)} rates (crf {min(crf):g} to {max(crf):g})"
-    return words + "; smaller pictures are enlarged by Lanczos before they are measured."
+    if sizes != "full":
+        words += "; smaller pictures are enlarged by Lanczos before they are measured"
+    return words + "."
 
 
 def _span(low: int, high: int) -> str:

@@ -121,7 +121,7 @@ def _rates(report: Report, plots: Mapping[str, Drawn]) -> str:
     links = {clip: f"#{anchor(clip)}" for clip in report.clips}
     for curve in tables.own_curves(report):
         parts.append(_table(tables.clip_table(report, curve), links))
-    parts += ["<h3>Worst clips</h3>", _table(tables.worst_table(report))]
+    parts.append(_table(tables.worst_table(report)))
     parts.append(_table(tables.anchor_table(report)))
     return "\n".join([*parts, "</section>"])
 
@@ -177,7 +177,7 @@ def _shown(pictures: Pictures) -> str:
         f"length. Coded for this page as WebP (quality {pictures.quality})."
     )
     parts = [
-        f'<h4>At equal bytes</h4>\n<p class="soft">{escape(note)}</p>',
+        f'<h4>At about equal bytes</h4>\n<p class="soft">{escape(note)}</p>',
         _compare(pictures, tall),
         f'<div class="stills{tall}">{stills}</div>',
     ]

@@ -241,12 +241,15 @@ def clip_table(report: Report, curve: str) -> Table:
         for metric in metrics:
             cells += _clip_cells(found.get((clip, metric)))
         rows.append(tuple(cells))
+    throughout = {"better", "worse"} & {cell.text for row in rows for cell in row}
     return Table(
         f"BD-rate of {curve_title(curve)} against the envelope, by clip",
         tuple(columns),
         tuple(rows),
-        "“better” and “worse”: throughout, at rates that both have, so that no rate "
-        "difference at equal quality exists.",
+        "“Better” and “worse” mean throughout, at the rates that both have: there is no equal "
+        "quality whose rates could be compared."
+        if throughout
+        else "",
     )
 
 
