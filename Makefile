@@ -1,9 +1,13 @@
 PYTHON ?= python3
 BIN = .venv/bin
 IN ?=
+CLIPS ?= clips
+PHOTOS ?= photos
+METRICS ?= metrics
+RUN ?= build/small
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-full vectors fuzz bench models dist clean
+.PHONY: help demo test check test-full vectors fuzz bench models small dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +46,12 @@ bench: .venv/ready ## start-up, memory and speed figures
 
 models: .venv/ready ## check every bundled model against its hash
 	$(BIN)/semvc models verify
+
+small: .venv/ready ## rebuild the bundled model from nothing (CLIPS=, PHOTOS=, METRICS= folders; RUN= gets it; goes on)
+	$(BIN)/semvc train prepare $(RUN)/cache --clips "$(CLIPS)" --photos "$(PHOTOS)"
+	$(BIN)/semvc train run models/disco-small-v1/recipe.toml $(RUN)/run --metric-weights "$(METRICS)" \
+		--cache $(RUN)/cache/clips --cache $(RUN)/cache/photos
+	$(BIN)/semvc train export models/disco-small-v1/recipe.toml $(RUN)/run $(RUN)/disco-small-v1
 
 dist: .venv/ready ## build the wheel
 	$(BIN)/pip wheel --no-deps --no-build-isolation -w dist .

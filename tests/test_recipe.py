@@ -109,3 +109,15 @@ def test_a_recipe_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
 def test_a_key_of_a_family_and_one_of_the_loop_are_told_apart(tmp_path: Path) -> None:
     found = load(tmp_path, TEXT + "warmup = 7\nlpips = 0.5\n").stages[0]
     assert (found.warmup, found.options.lpips) == (7, 0.5)
+
+
+def test_a_scaled_recipe_has_longer_stages(tmp_path: Path) -> None:
+    found = load(tmp_path)
+    assert [found.scaled(f).steps for f in (2.5, 1, 0.01)] == [25, 10, 1]
+    assert found.scaled(2).stages[0].batch == found.stages[0].batch
+
+
+@pytest.mark.parametrize("factor", [0, -1, 1e9, float("nan")])
+def test_a_scale_out_of_range_is_refused(tmp_path: Path, factor: float) -> None:
+    with pytest.raises(UsageError, match="scaled"):
+        load(tmp_path).scaled(factor)

@@ -170,3 +170,21 @@ def test_an_export_prints_the_row_of_the_index(
     assert (row["profile"], row["tier"], row["id"]) == ("disco", "small", "tiny-v1")
     names = sorted(p.name for p in (recipe.parent / "model").iterdir())
     assert names == ["config.toml", "recipe.toml", "weights.safetensors"]
+
+
+def test_packed_data_are_unpacked_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, out = str(write_cache(tmp_path / "cache")), str(tmp_path / "pieces")
+    assert cli.run(["train", "pack", cache, cache, out, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["bytes"] == sum(Path(p).stat().st_size for p in row["pieces"])
+    assert cli.run(["train", "unpack", *row["pieces"], str(tmp_path / "there"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"shards": 4}
+
+
+def test_packing_what_is_not_there_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["train", "pack", str(tmp_path / "none"), str(tmp_path / "pieces")]) == 2
+    assert "no folder" in capsys.readouterr().err

@@ -135,6 +135,7 @@ def unpack(pieces: tuple[Path, ...], out: Path, as_json: bool, quiet: bool) -> N
 @click.option(
     "--minutes", default=0.0, help="Stop with a checkpoint after this long; 0 trains to the end."
 )
+@click.option("--scale", default=1.0, help="Make all stages so many times as long.")
 @click.option("--accelerate", is_flag=True, help="One of several processes, as said above.")
 @click.option("--tensorboard", is_flag=True, help="Also write curves to FOLDER/board.")
 @_json
@@ -152,14 +153,13 @@ def run(recipe_path: Path, folder: Path, as_json: bool, quiet: bool, **given: An
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     torch.backends.cudnn.benchmark = True  # crops have one size for a whole stage
-    torch.set_float32_matmul_precision("high")
     job = loop.Run(
         folder=folder,
         caches=list(given["caches"]),
         recipe_folder=recipe_path.parent,
-        **{n: v for n, v in given.items() if n not in ("caches", "threads")},
+        **{n: v for n, v in given.items() if n not in ("caches", "threads", "scale")},
     )
-    trainer = loop.Trainer(recipe.load(recipe_path), job)
+    trainer = loop.Trainer(recipe.load(recipe_path).scaled(given["scale"]), job)
     resumed = trainer.resume()
     if not quiet and (resumed or trainer.started_from):
         what = f"step {trainer.step}" if resumed else f"weights {trainer.started_from[:16]}"

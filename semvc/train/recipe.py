@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,13 @@ class Recipe:
     def steps(self) -> int:
         """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def scaled(self, factor: float) -> Recipe:
+        """Return the recipe with every stage `factor` times as long, but one step at least."""
+        if not 0 < factor <= 1000:
+            raise UsageError(f"a recipe is scaled by more than 0 and at most 1000, not {factor}")
+        stages = (replace(s, steps=max(1, round(s.steps * factor))) for s in self.stages)
+        return replace(self, stages=tuple(stages))
 
     def stage_at(self, step: int) -> tuple[Stage, int] | None:
         """Return the stage of a step and the step within it, or None after the last."""
