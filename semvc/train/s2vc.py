@@ -194,7 +194,10 @@ class S2vc:
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"recipe of {recipe.model}: {error}") from error
         self.critic = None if critic is None else place(critic, inputs.device)
-        self._decode = torch.compile(self.network.decoder) if recipe.compile else None
+        decoder, compiled = self.network.decoder, torch.compile if recipe.compile else _as_it_is
+        self._latents = compiled(decoder.latents)
+        self._pictures = compiled(decoder.autoencoder.decode)
+        self._rate = compiled(self.network.rate)
         self._sequences = Sequences(inputs.caches)
 
     def _judge(self, recipe: Recipe, inputs: Inputs) -> losses.Perceptual | None:
@@ -231,7 +234,7 @@ class S2vc:
         if not o.codes:
             with self._mixed():
                 latents = [self.network.decoder.autoencoder.encode(x) for x in true.unbind(1)]
-                frames = [self.network.decoder.autoencoder.decode(x) for x in latents]
+                frames = [self._pictures(x) for x in latents]
             return Made(true, [losses.displayed(x.float()) for x in frames], [], None, [], latents)
         return self._sequence(o, true, batch.quality)
 
@@ -244,13 +247,13 @@ class S2vc:
         for x in true.unbind(1):
             sent, state = self.network.codec.step(x, state, quality, "straight")
             if "codec" in o.train:
-                spent, past = self.network.rate(sent, past, quality)
+                spent, past = self._rate(sent, past, quality)
                 bits.append(spent)
             made.previews.append(losses.displayed(self.network.codec.preview(state.features.now)))
             if o.decodes:
                 with self._mixed():
-                    latent, buffers = self.network.decoder.latents(state.features.now, buffers)
-                    frame = self.network.decoder.autoencoder.decode(latent)
+                    latent, buffers = self._latents(state.features.now, buffers)
+                    frame = self._pictures(latent)
                 made.frames.append(losses.displayed(frame.float()))
                 made.latents.append(latent)
                 made.tokens.append(buffers.tokens)
@@ -379,6 +382,10 @@ def trade(quality: Tensor, lambdas: tuple[float, float]) -> Tensor:
     """Return the weight of the rate [B] at qualities [B] in [0, 63]."""
     low, high = (math.log(v) for v in lambdas)
     return torch.exp(low + (high - low) * quality / MAX_QUALITY)
+
+
+def _as_it_is(function: Any) -> Any:
+    return function
 
 
 def _spread(count: int, most: int) -> list[int]:
