@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from s2vc_codecs import CODEC, GENERATOR, LEVELS, write_codec, write_generator
 from test_layers import loaded_by
 
 from semvc import decoder, inspect, profiles, weights
-from semvc.bitstream.container import StreamReader, probe, verify
-from semvc.bitstream.headers import ProfileId, SectionType
+from semvc.bitstream.container import Segment, StreamReader, probe, verify
+from semvc.bitstream.headers import ProfileId, SectionType, StreamHeader
 from semvc.decoder import DecodeJob, decode
 from semvc.encoder import EncodeJob, encode
+from semvc.entropy import entropy_id
 from semvc.errors import BitstreamError, ModelError, UnsupportedError, UsageError
 from semvc.media.reader import VideoReader
 from semvc.rate import Target
 from semvc.report import Report
 from semvc.signals.latent import Latents
-from semvc.types import EncodeOptions, Runtime
+from semvc.types import Clip, EncodeOptions, Runtime, VideoInfo
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -404,3 +406,32 @@ def test_decoders_of_the_same_arithmetic_do_not_drift(models: Path, frames: UInt
     assert set(same.values()) == {"all inf dB, last inf dB"}
     assert any("inf" not in row for row in found.values())
     assert 0 < growth(s2vc_runner.build(folder, *plain()), frames[:6], 20) < 1e4
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 17, 33), (2, 64, 65), (3, 16, 16)])
+def test_pictures_of_any_size_come_back(models: Path, count: int, height: int, width: int) -> None:
+    rng = np.random.default_rng(count)
+    pictures = rng.integers(0, 256, (count, height, width, 3)).astype(np.uint8)
+    info = VideoInfo(width, height, Fraction(24), Fraction(1, 24))
+    clip = Clip(pictures, np.arange(count), info)
+    encoder = profiles.create(ProfileId.S2VC)
+    fields = encoder.begin(clip, options(models))
+    coded = encoder.encode(clip, 0, 40, 7)
+    header = StreamHeader(
+        **{name: value for name, value in fields.items() if name != "sections"},
+        **{"salt": 0, "entropy_id": entropy_id(), "width": width, "height": height},
+        **{"frame_rate": Fraction(24), "segment_frames": 5, "profile": ProfileId.S2VC},
+        sections=fields["sections"],
+    )
+    segment = Segment(0, 0, count, coded.sections, coded.check & 0xFFFF, 0, 0)
+    reader = profiles.create(ProfileId.S2VC, models)
+    signals, check = reader.unpack(segment, header, 7)
+    assert check == coded.check
+    assert signals.latent.shape[2:] == (-(-height // 64) * 4, -(-width // 64) * 4)
+    for tier in ("preview", "small"):
+        reader.load(header, tier, 1, Runtime(models_dir=models))
+        frames = list(reader.synthesize(signals, segment, header))
+        assert [frame.shape for frame in frames] == [(height, width, 3)] * count
