@@ -150,6 +150,31 @@ def test_a_model_is_found_by_its_decoder_id(bundled: Path) -> None:
     assert weights.by_decoder(b"\0\0\0\0") is None
 
 
+def test_a_codec_id_goes_on_where_the_decoder_id_ends() -> None:
+    assert len(REF.codec_id()) == 8
+    assert REF.codec_id()[:4] == REF.decoder_id()
+
+
+def test_codecs_and_generators_are_not_mistaken_for_each_other(bundled: Path) -> None:
+    codec = install(bundled, id="codec-v1", role="codec", profile="s2vc")
+    one = install(bundled, id="one-v1", profile="s2vc", codec="codec-v1")
+    both = install(bundled, id="both-v1", profile="s2vc", codec="both-v1")
+    assert weights.codec_for("s2vc") == codec
+    assert [weights.by_codec(ref.codec_id()) for ref in (codec, one, both)] == [codec, None, both]
+    assert [weights.by_decoder(ref.decoder_id()) for ref in (codec, one)] == [None, one]
+    assert weights.for_profile("s2vc", "small", codec="codec-v1") == one
+    assert weights.for_profile("s2vc", "small", codec="both-v1") == both
+    for wanted in ("", "another-v1"):
+        with pytest.raises(ModelError, match="s2vc at tier small"):
+            weights.for_profile("s2vc", "small", codec=wanted)
+
+
+def test_a_profile_without_a_codec_says_so(bundled: Path) -> None:
+    install(bundled)
+    with pytest.raises(ModelError, match=r"s2vc needs a codec model.*--models-dir"):
+        weights.codec_for("s2vc")
+
+
 def test_intact_files_resolve_to_their_folder(bundled: Path) -> None:
     assert weights.resolve(install(bundled)) == bundled / "some-model-v1"
 
