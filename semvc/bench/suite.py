@@ -20,7 +20,7 @@
 
     [[anchor]]                       # any number, as of one codec at other settings
     codec = "svtav1"                 # svtav1, x265, x264, vp9 or vvenc
-    preset = "4"                     # the encoder's own; a slow one if absent
+    preset = "3"                     # the encoder's own; a slow one if absent
     sizes = ["full", "half"]         # and quarter
     divisors = [1, 2]                # of the frame rate
     crf = [35, 45, 55]
