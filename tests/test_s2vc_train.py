@@ -150,7 +150,7 @@ def test_a_vision_transformer_of_a_folder_teaches(tmp_path: Path) -> None:
         "transformers", reason="transformers is not installed: pip install 'semvc[full]'"
     )
     config = transformers.DINOv3ViTConfig(
-        hidden_size=12,
+        hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=16,
@@ -159,7 +159,7 @@ def test_a_vision_transformer_of_a_folder_teaches(tmp_path: Path) -> None:
     )
     transformers.DINOv3ViTModel(config).save_pretrained(tmp_path)
     teacher = s2vc_teacher.DinoTeacher(tmp_path, torch.device("cpu"))
-    assert teacher(torch.rand(2, 3, 64, 128) * 2 - 1).shape == (2, 12, 2, 4)
+    assert teacher(torch.rand(2, 3, 64, 128) * 2 - 1).shape == (2, 16, 2, 4)
 
 
 # Steps
@@ -310,6 +310,7 @@ def test_a_pretrained_backbone_is_neither_trained_nor_saved(shared: Path, tmp_pa
     network = NETWORK | {"decoder": LARGE_DECODER, "backbone": str(tmp_path)}
     joint = replace(JOINT, train=("codec", "decoder"), frames=2)
     recipe = replace(RECIPE, network=network, stages=(stage(joint),))
+    (tmp_path / "run").mkdir()
     given = trainer(shared, tmp_path / "run", recipe)
     given.update(recipe.stages[0], 0)
     names = {n for n, _ in given.network.named_parameters()}
