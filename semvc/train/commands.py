@@ -164,10 +164,8 @@ def run(recipe_path: Path, folder: Path, as_json: bool, quiet: bool, **given: An
     if not quiet and (resumed or trainer.started_from):
         what = f"step {trainer.step}" if resumed else f"weights {trainer.started_from[:16]}"
         click.echo(f"going on from {what}", err=True)
-    terminal = sys.stderr.isatty() and not quiet
-    show = None if quiet or terminal else lambda row: click.echo(json.dumps(row), err=True)
     with _bar("train", "step", quiet) as advance:
-        done = trainer.train(on_row=show, on_step=advance)
+        done = trainer.train(on_row=None if quiet else _show, on_step=advance)
     row: dict[str, Any] = {"step": done.step, "steps": trainer.recipe.steps}
     row |= {"complete": done.complete, "start": trainer.started_from}
     row |= {"checkpoint": str(folder / "checkpoint.safetensors")}
@@ -204,6 +202,13 @@ def export(recipe_path: Path, folder: Path, model: Path, as_json: bool) -> None:
     }
     lines = [f"{name} = {json.dumps(value)}" for name, value in row.items()]
     click.echo(json.dumps(row) if as_json else "\n".join(["[[model]]", *lines]))
+
+
+def _show(row: dict[str, Any]) -> None:
+    """Print a row of the log above the bar."""
+    from tqdm import tqdm
+
+    tqdm.write(json.dumps(row), file=sys.stderr)
 
 
 def _report(row: dict[str, Any], as_json: bool, text: str) -> None:
