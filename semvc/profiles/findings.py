@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from semvc.analysis.types import MAX_OBJECTS, CameraPath
+from semvc.analysis.types import MAX_OBJECTS, MOVING, CameraPath
 from semvc.errors import UsageError
 from semvc.media.files import read_png
-from semvc.signals.camerafile import read_camera
+from semvc.profiles.keyframing import candidates
 from semvc.signals.depth import COLUMNS, ROWS
 from semvc.types import Clip
 
@@ -30,15 +30,16 @@ LEAST_CONFIDENCE = 0.5  # of a camera path that a scene is built on
 LEAST_MASK_CONFIDENCE = 0.3
 _NEAREST = 2.0  # inverse depth, where nothing is known of it
 _MOST_NEAREST = 8.0
+_LEAST_NEAREST = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
     """A clip's camera path, masks and depth.
 
-    `depth` gives grids float32 [n, 9, 16] of frames, None where nothing is known of depth.
-    `nearest` is the greatest inverse depth that counts. `packed` masks are uint8 of `shape`
-    (T, H, W), deflated.
+    `depth` gives grids float32 [n, 9, 16] of frames that may be keyframes; it is None where nothing
+    is known of depth. `nearest` is the greatest inverse depth that counts. `packed` masks are uint8
+    of `shape` (T, H, W), deflated.
     """
 
     path: CameraPath
@@ -80,8 +81,7 @@ class Finder:
     """
 
     def __init__(self, camera: Path | None, masks: Path | None) -> None:
-        self._camera_name = camera
-        self._camera = None if camera is None else read_camera(camera)
+        self._camera = camera
         self._masks = None if masks is None else MaskFolder(masks)
         self._found: dict[tuple[int, int], Findings | None] = {}
 
@@ -97,35 +97,41 @@ class Finder:
         ids = None
         if self._masks is not None:
             ids = self._masks.read(start, count, clip.frames.shape[1:3])
-        if self._camera is None:
-            return self._analysed(clip, ids)
-        path = self._given(start, count)
-        return packed(path, ids)
+        path = self._given(clip, start)
+        if path is not None and path.kind != MOVING:
+            return packed(path, ids)  # depth and scale do not matter
+        return self._analysed(clip, ids, start)
 
-    def _analysed(self, clip: Clip, ids: UInt8 | None) -> Findings | None:
-        return None
+    def _analysed(self, clip: Clip, ids: UInt8 | None, start: int) -> Findings | None:
+        """What the pictures tell; the user's path is put to scale, the user's masks are kept."""
+        from semvc.analysis import pipeline
 
-    def _given(self, start: int, count: int) -> CameraPath:
-        """The user's path for some frames, the first of which is the world."""
-        given = self._camera
-        if given is None or len(given.rotations) < start + count:
-            have = 0 if given is None else len(given.rotations)
-            raise UsageError(
-                f"{self._camera_name} has {have} poses, and the video at least {start + count}"
-                " frames: it needs one for each"
-            )
-        rotations = given.rotations[start : start + count]
-        positions = given.positions[start : start + count]
-        first = rotations[0]
-        places = (positions - positions[0]) @ first.T
-        turned = rotations @ first.T
-        return CameraPath(
-            turned,
-            -np.einsum("tij,tj->ti", turned, places),
-            given.focal,
-            given.centre,
-            method="file",
+        places = candidates(len(clip.frames))
+        method = "auto" if self._camera is None else str(self._camera)
+        found = pipeline.analyse(clip.frames, places, pipeline.Wanted(method=method), start)
+        if found.camera.confidence < LEAST_CONFIDENCE:
+            return None
+        if ids is None and found.masks.confidence >= LEAST_MASK_CONFIDENCE:
+            ids = found.masks.ids
+        seen = packed(found.camera, ids)
+        if found.camera.kind != MOVING or not any(grid.support for grid in found.depths):
+            return seen
+        grids = {grid.frame: grid.depths for grid in found.depths}
+        near = float(np.quantile(1 / np.stack(list(grids.values())), 0.95))
+        return replace(
+            seen,
+            depth=lambda chosen: np.stack([grids[place] for place in chosen]),
+            nearest=min(_MOST_NEAREST, max(_LEAST_NEAREST, near)),
         )
+
+    def _given(self, clip: Clip, start: int) -> CameraPath | None:
+        """The user's path for a clip, the first frame of which is the world; its unit is kept."""
+        if self._camera is None:
+            return None
+        from semvc.analysis import external
+
+        size = (clip.info.width, clip.info.height)
+        return external.read_path(self._camera, start, len(clip.frames), size)
 
 
 class MaskFolder:
