@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cache import LENGTH, SIDE, write_cache, write_metric_weights
+from cache import write_cache, write_metric_weights
 from click.testing import CliRunner, Result
 from networks import TINY
 from safetensors.torch import load_file
@@ -24,7 +24,6 @@ from semvc.errors import UsageError
 from semvc.nets import load
 from semvc.train import loop
 from semvc.train.commands import main
-from semvc.train.data import Cache
 from semvc.train.disco import Options
 from semvc.train.loop import Run, Trainer
 from semvc.train.parallel import Team
@@ -73,81 +72,6 @@ def advance(given: Trainer, steps: int) -> list[dict[str, float]]:
         values.append({n: float(v) for n, v in given.update(*found).items()})
         given.step += 1
     return values
-
-
-# Data
-
-
-def test_a_cache_counts_the_samples_of_all_shards(shared: Path) -> None:
-    assert len(Cache([shared / "cache"])) == 6
-    assert len(Cache([shared / "cache", shared / "cache"])) == 12
-
-
-def test_every_sample_is_found_in_its_shard(shared: Path) -> None:
-    cache = Cache([shared / "cache"])
-    stored = [np.load(shared / "cache" / f"{n:05d}" / "source.npy") for n in range(2)]
-    for index, expected in enumerate(np.concatenate(stored)):
-        assert np.array_equal(cache.sample(index)["source"], expected)
-
-
-def test_a_shard_without_its_last_file_is_left_out(shared: Path, tmp_path: Path) -> None:
-    write_cache(tmp_path / "cache", shards=2)
-    (tmp_path / "cache" / "00001" / "figure.npy").unlink()
-    assert len(Cache([tmp_path / "cache"])) == 3
-
-
-def test_an_empty_cache_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no training data"):
-        Cache([tmp_path])
-
-
-def test_a_batch_has_the_declared_shapes(shared: Path) -> None:
-    batch = Cache([shared / "cache"]).batch(2, unroll=3, crop=32, key=(1, 0))
-    assert [t.shape for t in batch.true] == 3 * [(2, 3, 32, 32)]
-    for c in batch.conditioning:
-        assert c.base.shape == (2, 9, 32, 32)
-        assert c.sketch is not None
-        assert c.sketch.shape == (2, 1, 8, 8)
-        assert c.crf.tolist() == [50, 50]
-    assert max(float(t.abs().max()) for t in batch.true) <= 1
-
-
-def test_a_batch_depends_on_its_key_alone(shared: Path) -> None:
-    cache = Cache([shared / "cache"])
-    first = cache.batch(2, unroll=2, crop=32, key=(1, 5))
-    other = cache.batch(2, unroll=2, crop=32, key=(1, 6))
-    again = Cache([shared / "cache"]).batch(2, unroll=2, crop=32, key=(1, 5))
-    assert all(torch.equal(a, b) for a, b in zip(first.true, again.true, strict=True))
-    assert not torch.equal(first.true[0], other.true[0])
-
-
-def test_crops_and_flips_of_source_and_base_go_together(shared: Path) -> None:
-    cache = Cache([shared / "cache"])
-    for step in range(8):
-        batch = cache.batch(3, unroll=LENGTH, crop=32, key=(2, step))
-        for true, c in zip(batch.true, batch.conditioning, strict=True):
-            levels = ((true + 1) * 127.5).round() // 2 + 60  # as the cache was written
-            held = ((c.base[:, 3:6] + 1) * 127.5).round()
-            assert torch.equal(held, levels)
-
-
-def test_crops_and_flips_of_source_and_maps_go_together(shared: Path) -> None:
-    cache = Cache([shared / "cache"])
-    for step in range(8):
-        batch = cache.batch(3, unroll=LENGTH, crop=32, key=(2, step))
-        for true, c in zip(batch.true, batch.conditioning, strict=True):
-            bright = (true[:, :2, ::4, ::4] > 0).float()
-            assert c.sketch is not None
-            assert c.skeleton is not None
-            assert torch.equal(c.sketch, bright[:, :1])
-            for skeleton, green in zip(c.skeleton, bright[:, 1:], strict=True):
-                assert skeleton.max() == 0 or torch.equal(skeleton, green)
-
-
-def test_crops_move_in_steps_of_the_largest_base_layer_grid(shared: Path) -> None:
-    batch = Cache([shared / "cache"]).batch(8, unroll=1, crop=SIDE - 16, key=(3, 0))
-    cells = batch.true[0].unfold(2, 8, 8).unfold(3, 8, 8)
-    assert torch.equal(cells.amax((4, 5)), cells.amin((4, 5)))
 
 
 # Steps
@@ -281,6 +205,18 @@ def test_a_run_with_every_adversarial_loss_resumes_as_the_straight_one(
     assert second.resume()
     assert second.train().complete
     assert_equal(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_an_adversarial_stage_may_follow_a_run_without_a_critic(
+    shared: Path, tmp_path: Path
+) -> None:
+    plain = replace(RECIPE, stages=(FRAMES,))
+    assert trainer(shared, tmp_path, plain).train().complete
+    assert not any(name.startswith("critic") for name in checkpoint(tmp_path))
+    longer = trainer(shared, tmp_path, replace(RECIPE, stages=(FRAMES, SEQUENCES)))
+    assert longer.resume()
+    assert longer.train().complete
+    assert any(name.startswith("critic") for name in checkpoint(tmp_path))
 
 
 # Starting from weights

@@ -74,6 +74,8 @@ class Trainer:
             torch.manual_seed(recipe.seed)
             self.task = families.build(recipe, inputs)
         self.network: nn.Module = self.task.network
+        judged = any(self.task.adversarial(stage) for stage in recipe.stages)
+        self.critic = self.task.critic if judged else None
         self._named = {n: p for n, p in self.network.named_parameters()}
         self.started_from = ""
         self._start()
@@ -109,9 +111,9 @@ class Trainer:
                 weight_decay=self.recipe.weight_decay,
                 fused=fused,
             )
-        if self.task.critic is not None:
+        if self.critic is not None:
             found["critic_adam"] = torch.optim.Adam(
-                self.task.critic.parameters(),
+                self.critic.parameters(),
                 lr=self.recipe.critic_rate,
                 betas=(0.5, 0.99),
                 fused=fused,
@@ -184,7 +186,7 @@ class Trainer:
         batch = feed.moved(batch, self.device)
         made = self.task.forward(stage, batch)
         values: dict[str, Tensor] = {}
-        critic = self.task.critic
+        critic = self.critic
         if critic is not None and self.task.adversarial(stage):
             values["critic"] = self._update_critic(critic, stage, batch, made)
             critic.requires_grad_(False)
@@ -275,8 +277,8 @@ class Trainer:
             "generator": dict(self.network.state_dict()),
             "average": self.average,
         }
-        if self.task.critic is not None:
-            parts["critic"] = dict(self.task.critic.state_dict())
+        if self.critic is not None:
+            parts["critic"] = dict(self.critic.state_dict())
         for label, optimiser in self.optimisers.items():
             parts[label] = {
                 f"{i}.{n}": torch.as_tensor(t)
@@ -298,8 +300,8 @@ class Trainer:
             return False
         try:
             self.network.load_state_dict(found.parts["generator"])
-            if self.task.critic is not None:
-                self.task.critic.load_state_dict(found.parts["critic"])
+            if self.critic is not None and "critic" in found.parts:
+                self.critic.load_state_dict(found.parts["critic"])
         except (KeyError, RuntimeError) as error:
             raise UsageError(
                 f"the checkpoint in {self.run.folder} is of another network than the recipe's:"
