@@ -405,6 +405,8 @@ def _check_outputs(source: Path, target: Path, given: dict[str, Any]) -> None:
         raise UsageError("refusing to write binary data to a terminal")
     arguments.check_outputs(source, target, given["report"])
     report: Path | None = given["report"]
+    if report is not None and report.is_dir():
+        raise UsageError(f"{report} is a folder")
     if report is not None and report.is_file() and not given["force"]:
         raise UsageError(f"{report} exists: use --force to replace it")
 

@@ -87,8 +87,10 @@ def decode(
         stack.push(lambda kind, *_: writer.abort() if kind else writer.close())
         player = _Player(header, profile, writer, _Range.of(header, job), report)
         player.play_all(reader, on_frames or (lambda *_: None), salvage=job.salvage)
-        if not report.frames:
-            raise UsageError("nothing to decode: the stream has no intact segment in that range")
+        if not report.segments:  # held frames alone are no video
+            if report.gaps:
+                raise BitstreamError("no segment that is wanted is intact")
+            raise UsageError("nothing to decode: the stream has no segment in that range")
     if job.start == 0 and job.duration is None:
         report.bytes = reader.stream_bytes()
     report.notes += reader.warnings

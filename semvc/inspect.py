@@ -54,7 +54,9 @@ def dump(source: BinaryIO, folder: Path, *, force: bool, models_dir: Path | None
     `info.json` describes the stream; each segment has its own files, named by its number.
     UsageError for a folder that has files, unless `force`.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force)):
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: choose a folder")
+    if folder.exists() and any(folder.iterdir()) and not force:
         raise UsageError(f"{folder} exists and is not empty: use --force to write into it")
     reader = StreamReader(source)
     decoder.check_entropy(reader.header)

@@ -168,10 +168,10 @@ def test_encode_refuses_wrong_options_before_it_works(
     [
         (["--start", "nan"], "'nan' is not a finite number"),
         (["--start", "-1"], "-1.0 is not in the range x>=0"),
-        (["--start", "1e9"], "nothing to decode: the stream has no intact segment in that range"),
+        (["--start", "1e9"], "nothing to decode: the stream has no segment in that range"),
         (["--duration", "0"], "0.0 is not in the range x>0"),
         (["--steps", "0"], "0 is not in the range 1<=x<=50"),
-        (["--tier", "full"], "'full' is not one of 'preview', 'small'"),
+        (["--tier", "best"], "'best' is not one of 'preview', 'small'"),
         (["--output-quality", "52"], "52 is not in the range 0<=x<=51"),
         (["--resume", "--salvage"], "--resume and --salvage do not go together"),
     ],
@@ -197,7 +197,21 @@ def test_a_suffix_without_a_container_is_wrong_usage(
     run: Call, stream: Path, tmp_path: Path
 ) -> None:
     found = run("decode", stream, tmp_path / "out.txt", "--tier", "preview")
-    assert found.code == 2 and "h264 goes into .mp4, .m4v, .mov, .mkv, .webm" in found.err
+    assert found.code == 2 and found.err.endswith("h264 goes into .mp4, .m4v, .mov, .mkv\n")
+
+
+def test_salvage_that_finds_nothing_is_exit_code_4(run: Call, stream: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.svc").write_bytes(stream.read_bytes()[:200])
+    words = ("decode", tmp_path / "cut.svc", tmp_path / "a.mp4", "--tier", "preview", "--salvage")
+    found = run(*words)
+    assert (found.code, found.out) == (4, "") and "no segment that is wanted is intact" in found.err
+    assert names(tmp_path) == ["cut.svc"]
+
+
+def test_a_report_cannot_be_a_folder(run: Call, clip: Path, tmp_path: Path) -> None:
+    found = run("encode", clip, tmp_path / "a.svc", *FAST, "--report", tmp_path)
+    assert found.code == 2 and found.err == f"semvc: {tmp_path} is a folder\n"
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("command", ["encode", "decode", "edit"])

@@ -330,6 +330,12 @@ def test_a_terminated_writer_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder where none can write")
+def test_a_folder_where_nothing_can_be_made_is_a_resource_error() -> None:
+    with pytest.raises(ResourceError, match="No such file"), PartFile(Path("/proc/a"), force=True):
+        pass
+
+
 def test_one_of_many_writers_wins(tmp_path: Path) -> None:
     path = tmp_path / "a.svc"
     crowd = [

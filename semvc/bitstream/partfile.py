@@ -118,8 +118,10 @@ class PartFile:
             for extra in (os.O_CREAT | os.O_EXCL, 0):
                 try:
                     number = os.open(self.part_path, flags | extra, 0o666)
-                except (FileExistsError, FileNotFoundError):
-                    if not self.part_path.parent.is_dir():
+                except FileExistsError:
+                    continue
+                except FileNotFoundError:
+                    if extra:  # a folder where nothing can be made; else it was removed meanwhile
                         raise
                     continue
                 self.sink = io.FileIO(number, "r+")

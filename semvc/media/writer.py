@@ -192,8 +192,8 @@ class VideoWriter:
                 return av.open(_Pipe(target), "w", format="mp4", container_options=flags)
         kind = _FORMATS.get(target.suffix.lower())
         if kind is None or (kind == "webm" and options.codec != "av1"):
-            known = ".webm (av1 only)" if kind else ", ".join(_FORMATS)
-            raise UsageError(f"{target}: {options.codec} goes into {known}")
+            known = [suffix for suffix in _FORMATS if suffix != ".webm" or options.codec == "av1"]
+            raise UsageError(f"{target}: {options.codec} goes into {', '.join(known)}")
         if options.codec == "ffv1" and target.suffix.lower() == ".mov":
             raise UsageError(f"{target}: ffv1 goes into .mkv or .mp4")
         self._part = self._stack.enter_context(PartFile(target, force=options.force))
