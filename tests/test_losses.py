@@ -361,7 +361,7 @@ def test_a_critic_separates_and_a_generator_learns_to_please_it(
         loss.backward()
         if train:
             judge.step()
-        return float(loss)
+        return float(loss.detach())
 
     def maker_loss() -> Tensor:
         base, real = striped(draw)
