@@ -25,7 +25,7 @@ from semvc.nets import s2vc_codec
 from semvc.nets.s2vc_codec import STRIDE, S2vcCodec
 from semvc.signals.latent import LatentModel, Latents
 from semvc.signals.latentprior import INDICES, LEVELS, LatentShape, Prior
-from semvc.train.s2vc_rate import BITS, PLANE, STEPS, Past, RateModel
+from semvc.train.s2vc_rate import BITS, GAIN, PLANE, STEPS, Past, RateModel
 from semvc.train.sequences import Sequences
 
 _log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def _integer_network(network: nn.Module, inputs: list[Tensor]) -> IntNet:
         last = number == len(convolutions) - 1
         current = [layer(x) for x in current]
         if last:
-            after = 1.0
+            after = GAIN
         else:
             current = [torch.relu(x) for x in current]
             after = TOP / max(1e-3, max(float(x.max()) for x in current))

@@ -26,6 +26,7 @@ PLANE = 16.0  # of the coder's bytes for each unit of a network's input
 STEPS = 4  # of an index for each doubling of the chance
 BITS = 16  # index 0 says 2**-16
 INDICES = 64
+GAIN = 8.0  # parameters are kept smaller by this: tables must move far at a network's learning rate
 _MOST = 15  # magnitudes are cut here in the planes
 _HYPER_LOW, _HYPER_COUNT = -7, 15
 _QUALITY = 252 / 63  # quarter steps, as the coder has them
@@ -55,7 +56,7 @@ class RateModel(nn.Module):
         self.tails = nn.Parameter(torch.zeros(2, 2, 2, latents))  # inter, half, (offset, slope)
         places = torch.arange(_HYPER_COUNT) + _HYPER_LOW
         start = -1.4 * places.abs().float()
-        self.hyper_logits = nn.Parameter(start.repeat(2 * hyper * 9, 1))  # as the coder's rows
+        self.hyper_logits = nn.Parameter(start.repeat(2 * hyper * 9, 1) / GAIN)  # the coder's rows
 
     def forward(self, sent: Latents, past: Past | None, quality: Tensor) -> tuple[Tensor, Past]:
         """Return the bits [B] of one frame and the past of the next one; None begins a segment.
@@ -85,7 +86,7 @@ class RateModel(nn.Module):
         """
         planes = self.planes(whole, hyper, past, quality, key[1])
         found: Tensor = self.nets[f"{key[0]}{key[1]}"](planes / PLANE)
-        return found
+        return GAIN * found
 
     def planes(
         self, whole: Tensor, hyper: Tensor, past: Past, quality: Tensor, half: int
@@ -105,7 +106,7 @@ class RateModel(nn.Module):
         """Bits of every element [B, C, h, w] under the network's `index`."""
         log2 = _held(index, 0.0, INDICES - 1.0) / STEPS - BITS
         zero = -torch.log1p(-torch.exp2(log2).clamp(max=1 - 1e-6)) / _LN2
-        offset, slope = self.tails[key[0], key[1], :, :, None, None]
+        offset, slope = GAIN * self.tails[key[0], key[1], :, :, None, None]
         stay = offset + slope * (index.detach() / INDICES)  # logit of yet another unit
         one = 1 - log2 + F.softplus(stay) / _LN2  # a sign, not zero, no further unit
         more = F.softplus(-stay) / _LN2
@@ -132,7 +133,7 @@ class RateModel(nn.Module):
         near = _near(whole.abs() * first) * (1 - first)
         channel = torch.arange(self.hyper, device=hyper.device)[:, None, None] + self.hyper * inter
         rows = channel * 9 + before.abs().clamp(max=2).long() * 3 + near.clamp(max=2).long()
-        lengths = -F.log_softmax(self.hyper_logits[rows], -1) / _LN2  # [B, Z, h, w, 15]
+        lengths = -F.log_softmax(GAIN * self.hyper_logits[rows], -1) / _LN2  # [B, Z, h, w, 15]
 
         def length(value: Tensor) -> Tensor:
             place = (value - _HYPER_LOW).clamp(0, _HYPER_COUNT - 1)
@@ -157,7 +158,7 @@ def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
         nn.Conv2d(hidden, outputs, 1),
     )
     nn.init.normal_(layers[0].weight, std=0.3 / (9 * inputs) ** 0.5)  # type: ignore[arg-type]
-    nn.init.constant_(layers[4].bias, 40.0)  # type: ignore[arg-type]  # a chance of 2**-6
+    nn.init.constant_(layers[4].bias, 40.0 / GAIN)  # type: ignore[arg-type]  # a chance of 2**-6
     return layers
 
 
