@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from semvc import decoder, describe, encoder
 from semvc.bitstream.probe import probe
-from semvc.errors import MediaError
+from semvc.errors import MediaError, SemvcError
 from semvc.media import av1, color
 from semvc.media.files import write_png
 from semvc.media.reader import VideoReader
@@ -151,4 +151,8 @@ def _tile(frame: UInt8) -> UInt8:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SemvcError as error:
+        click.echo(f"demo: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -311,3 +312,12 @@ def test_surroundings_do_not_matter(
     done = semvc_process("decode", target, tmp_path / "ä.mp4", *tier, env=env)
     assert done.returncode == 0, done.stderr
     assert len(names(tmp_path)) == 2
+
+
+def test_the_demo_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "semvc.demo", "--input", tmp_path / "none.mp4"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "demo"], env=environment(), capture_output=True, check=False
+    )
+    assert done.returncode == 3 and done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"demo: cannot open ")
