@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conformance import VECTORS
+from modelfolder import write_models
+from program import call
 from safetensors.torch import save_file
 from scene import Scene
 from test_reprojection import conditions
 
+from semvc import weights
 from semvc.errors import ModelError
 from semvc.nets import scene_restore
 from semvc.nets.cpsgd_generator import CpsgdGenerator, SceneInputs
@@ -19,6 +24,7 @@ from semvc.nets.plucker import rays
 from semvc.nets.reprojection import Stage
 from semvc.nets.scene_restore import SceneRestorer
 from semvc.signals.camera import rotation
+from semvc.train import families
 
 TINY: dict[str, Any] = {
     "widths": (8, 12, 16),
@@ -197,3 +203,35 @@ def test_a_model_folder_is_read_and_a_wrong_one_refused(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[network]\n" + "\n".join(lines[:-1]) + "\n")
     with pytest.raises(ModelError, match="does not fit"):
         scene_restore.build(tmp_path, torch.device("cpu"), torch.float32)
+
+
+def test_a_stream_is_decoded_by_an_installed_model_and_its_fallen_segments_by_discos(
+    tmp_path: Path, capfd: Any
+) -> None:
+    folder = tmp_path / "models" / "tiny-scenes"
+    folder.mkdir(parents=True)
+    save_file(filled().state_dict(), folder / weights.WEIGHTS)
+    lines = [f"{k} = {list(v) if isinstance(v, tuple) else v}" for k, v in TINY.items()]
+    (folder / weights.CONFIG).write_text("[network]\n" + "\n".join(lines) + "\n")
+    row = {
+        **families.index_row("cpsgd-small"),
+        "id": "tiny-scenes",
+        "bytes": 1,
+        "weights_sha256": weights.sha256(folder / weights.WEIGHTS),
+        "config_sha256": weights.sha256(folder / weights.CONFIG),
+    }
+    text = "\n".join(f"{name} = {json.dumps(value)}" for name, value in row.items())
+    (tmp_path / "models" / "index.toml").write_text(f"[[model]]\n{text}\n")
+    write_models(tmp_path / "disco")
+    index = tmp_path / "models" / "index.toml"
+    index.write_text(index.read_text() + (tmp_path / "disco" / "index.toml").read_text())
+    (tmp_path / "disco" / "tiny").rename(tmp_path / "models" / "tiny")
+    stream = VECTORS / "moving" / "stream.svc"  # made for no model in particular
+    models = ("--models-dir", tmp_path / "models", "--quiet")
+    small, preview = tmp_path / "small.mp4", tmp_path / "preview.mp4"
+    done = call(capfd, "decode", stream, small, *models)
+    assert done.code == 0, done.err
+    assert call(capfd, "decode", stream, preview, "--tier", "preview", *models).code == 0
+    assert small.read_bytes() != preview.read_bytes()
+    row = json.loads(call(capfd, "info", stream, "--json", "--models-dir", tmp_path / "models").out)
+    assert row["tiers"] == ["preview", "small"]

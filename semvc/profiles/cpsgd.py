@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 
 SCENE = (SectionType.CAMERA, SectionType.DEPTH, SectionType.MASK, SectionType.KEYFRAME)
 SECTIONS = (SectionType.BASE_AV1, *SCENE)  # the longest last: its length is not written
-_BEST_LEVEL, _WORST_LEVEL = 16.0, 88.0  # crf of keyframes at full size, quality 63 and 0
-_SAVED = 8.0  # crf steps that halving both sides of the picture is worth in bytes
-_SWITCH = 56.0  # level above which the next smaller keyframes are used
+_BEST_LEVEL, _WORST_LEVEL = 16.0, 92.0  # crf of keyframes at full size, quality 63 and 0
+_SAVED = 12.0  # crf steps that halving both sides of the picture is worth in bytes
+_SWITCH = 58.0  # level above which the next smaller keyframes are used
 _MAX_FACTOR = 4
 _FEWEST_MASKS, _MOST_MASKS = 2.0, 6.0  # maps a second, quality 0 and 63
 _MASK_UNIT = 31  # of `dump`: steps of grey between objects
