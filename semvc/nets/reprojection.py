@@ -99,6 +99,7 @@ class Stage:
         self._given = given
         none = np.zeros((given.height, given.width), np.uint8)
         self._none = none
+        self._stacks: dict[int, Float32] = {}  # of the keyframes beside the last frame
         self._ids = [none if given.ids is None else given.ids(place) for place in given.places]
 
     def frame(self, t: int) -> FrameConditions:
@@ -116,12 +117,10 @@ class Stage:
 
     def view(self, k: int, t: int) -> View:
         """Return keyframe `k` as frame `t` sees it."""
-        given = self._given
-        image = given.keyframes[k].astype(np.float32)
-        hidden = grown(self._ids[k] > 0, _MARGIN)
+        given, stack = self._given, self._stacked(k)
         if given.places[k] == t:
-            valid = 1 - hidden.astype(np.float32)
-            return View(filled(image, valid), valid)
+            valid = 1 - stack[..., 3]
+            return View(filled(stack[..., :3], valid), valid)
         places, valid = source_places(
             given.depths[k],
             given.pose(given.places[k]),
@@ -129,11 +128,19 @@ class Stage:
             given.intrinsics,
             (given.width, given.height),
         )
-        image = sample(image, places)
-        if hidden.any():
-            there = sample(hidden.astype(np.float32)[..., None], places)[..., 0]
-            valid = valid * (1 - there)
-        return View(filled(image, valid), valid)
+        seen = sample(stack, places)
+        valid = valid * (1 - seen[..., 3])
+        return View(filled(seen[..., :3], valid), valid)
+
+    def _stacked(self, k: int) -> Float32:
+        """Colors of a keyframe and where objects hide its background, float32 [H, W, 4]."""
+        if k not in self._stacks:
+            hidden = grown(self._ids[k] > 0, _MARGIN)[..., None]
+            self._stacks = {n: s for n, s in self._stacks.items() if abs(n - k) < 2}
+            self._stacks[k] = np.concatenate(
+                (self._given.keyframes[k], hidden), -1, dtype=np.float32
+            )
+        return self._stacks[k]
 
     def _objects(self, ids: UInt8, near: tuple[int, int], phase: float) -> tuple[Float32, Float32]:
         """Looks of all objects of a frame, from the keyframe that is nearer if both have them."""
