@@ -25,7 +25,8 @@ class Scene:
     """`frames` pictures of `width` x `height` at `fps`; `seed` chooses textures and paths.
 
     `pan` is the camera's turn per second in radians, `dolly` its way forward per second, `shake`
-    how far it trembles by hand, in radians and lengths. `focal` is in picture widths.
+    how far it trembles by hand, in radians and lengths. `focal` is in picture widths. `balls` move,
+    `stones` are balls that do not and count as part of the room.
     """
 
     width: int = 96
@@ -38,6 +39,7 @@ class Scene:
     balls: int = 2
     shake: float = 0.0
     focal: float = 0.9
+    stones: int = 0
 
     def intrinsics(self) -> tuple[float, float, float, float]:
         """Focal lengths and centre (fx, fy, cx, cy) in luma samples."""
@@ -103,8 +105,11 @@ class Scene:
         for t, (pose, centres) in enumerate(zip(self.poses(), self.centres(), strict=True)):
             rays, eye = local @ pose[:3, :3].T, pose[:3, 3]
             image, depth = self._room(rays, eye)
+            for stone, centre in enumerate(self._stones()):
+                nowhere = np.zeros((1, *depth.shape), np.uint8)
+                self._ball(0, centre - eye, rays, image, depth, nowhere, 20 + stone)
             for ball, centre in enumerate(centres):
-                self._ball(ball, centre - eye, rays, image, depth, masks[t])
+                self._ball(ball, centre - eye, rays, image, depth, masks[t], 4 + ball)
             frames[t] = np.clip(image, 0, 255)
         return frames, masks
 
@@ -119,15 +124,29 @@ class Scene:
         ground = self._texture(points[..., 0], points[..., 2], 3)
         return np.where(floor[..., None], ground, wall), depth
 
+    def _stones(self) -> Array:
+        """Centres of the stones: on the floor and in the air, spread from left to right."""
+        rng = np.random.default_rng(self.seed + 3)
+        x = np.linspace(-1.9, 1.9, self.stones)
+        y = np.where(np.arange(self.stones) % 2, -0.7, 0.6)
+        return np.stack((x, y, rng.uniform(2.6, 4.4, self.stones)), -1)
+
     def _ball(
-        self, ball: int, centre: Array, rays: Array, image: Array, depth: Array, masks: Array
+        self,
+        ball: int,
+        centre: Array,
+        rays: Array,
+        image: Array,
+        depth: Array,
+        masks: Array,
+        texture: int,
     ) -> None:
         along, size = rays @ centre, (rays * rays).sum(-1)
         root = along**2 - size * (centre @ centre - 0.25)
         near = (along - np.sqrt(np.maximum(root, 0))) / size
         hit = (root > 0) & (near < depth)
         normal = rays * near[..., None] - centre
-        color = self._texture(2 * normal[..., 0], 2 * normal[..., 1], 4 + ball)
+        color = self._texture(2 * normal[..., 0], 2 * normal[..., 1], texture)
         color = color * (0.6 - 0.8 * normal[..., 2:])  # lit from the camera's side
         image[hit], depth[hit] = color[hit], near[hit]
         masks[:, hit] = 0

@@ -85,7 +85,7 @@ def solve(tracks: Tracks, focal: float | None = None) -> Solution:
         return _unknown(tracks, focal)
     free = Freedom(moving=False, focal=focal is None, prior=prior)
     starts = [f * side for f in FOCALS] if focal is None else [focal * width]
-    turning = _best([_turning(search, start, free) for start in starts])
+    turning = _turning(search, starts[0], free)
     residual = np.hypot(*turning.residuals(search).T)
     parallax = float(np.percentile(residual, 80))
     chosen = turning

@@ -6,7 +6,6 @@ the frames before and in those after, moves. Regions become objects that keep th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -30,36 +29,90 @@ SIDE = 320  # samples of the longer side of the pictures that are looked at
 _GAPS = (2, 5)  # frames between the pictures of a flow
 _LEAST = 0.7  # samples of unexplained motion that count
 _NOISE = 4.0  # times the picture's median unexplained motion that counts
+_GAIN = 2.5  # code values by which flow must look more alike than the background's motion
 _AREA = 0.004  # share of the picture below which a region is dropped
 _LIFE = 3  # frames that an object lives at least, or half of the clip
 _NEAREST = 6  # static points that bound the depth of a place
 _SLACK = 1.5  # how far beyond these a depth may lie, as a factor
 
 
-@dataclass(frozen=True, slots=True)
-class _Views:
-    """Pictures at the working size: colour uint8 [T, h, w, 3] and luma uint8 [T, h, w]."""
+class Motion:
+    """Small pictures of a clip and the flow between them, each computed once when asked for."""
 
-    colour: UInt8
-    luma: UInt8
+    def __init__(self, frames: UInt8) -> None:
+        count, height, width = frames.shape[:3]
+        size = work_size(width, height, SIDE)
+        small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
+        self.colour: UInt8 = np.stack(small)
+        self.luma: UInt8 = np.stack([cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in small])
+        self.full = (count, height, width)
+        self._flows: dict[tuple[int, int], Float32] = {}
+        self._solver = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def flow(self, t: int, s: int) -> Float32:
+        """Return the way of frame t's samples to frame s, (x, y), float32 [h, w, 2]."""
+        if (t, s) not in self._flows:
+            found = self._solver.calc(self.luma[t], self.luma[s], None)
+            self._flows[t, s] = np.asarray(found, np.float32)
+        return self._flows[t, s]
+
+    def trusted(self, t: int, s: int, places: tuple[Float32, Float32]) -> Bool:
+        """Where the flow from t to s ends in the picture and leads back, bool [h, w]."""
+        height, width = self.luma.shape[1:]
+        x, y = places
+        inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
+        there, back = self.flow(t, s), self.flow(s, t)
+        back = cv2.remap(
+            back,
+            x - np.float32(0.5),
+            y - np.float32(0.5),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        miss = np.hypot(there[..., 0] + back[..., 0], there[..., 1] + back[..., 1])
+        return np.asarray(inside & (miss < 1 + 0.1 * np.hypot(there[..., 0], there[..., 1])))
 
 
-def find_masks(frames: UInt8, camera: CameraPath, structure: Structure) -> Masks:
-    """Return the moving objects of uint8 [T, H, W, 3], at the frames' size.
+def find_masks(motion: Motion, camera: CameraPath, structure: Structure) -> Masks:
+    """Return the moving objects of a clip, at its frames' size.
 
     `confidence` is low where the camera's is, and where most of the picture seems to move.
     """
-    count, height, width = frames.shape[:3]
+    count, height, width = motion.full
     if count < 2:
         return Masks(np.zeros((count, height, width), np.uint8), camera.confidence)
-    size = work_size(width, height, SIDE)
-    views = _views(frames, size)
-    regions = np.stack([_region(views, t, camera, structure) for t in range(count)])
+    regions = np.stack([_region(motion, t, camera, structure) for t in range(count)])
     ids = _numbered(_steady(regions))
     share = float((ids > 0).mean())
     confidence = camera.confidence * float(np.clip((0.7 - share) / 0.2, 0, 1))
     full = [cv2.resize(layer, (width, height), interpolation=cv2.INTER_NEAREST) for layer in ids]
     return Masks(np.stack(full), confidence)
+
+
+def carried(motion: Motion, masks: Masks) -> Bool:
+    """Return where something moves or came from what moved before or after, bool [T, h, w].
+
+    At the size of small pictures. What was seen to move once is followed by flow through the clip:
+    a camera path that takes it for static must not get it as evidence. If that would leave less
+    than half of the picture, it is not followed.
+    """
+    count, height, width = motion.luma.shape
+    small = [
+        cv2.resize(layer, (width, height), interpolation=cv2.INTER_NEAREST) for layer in masks.ids
+    ]
+    start = np.stack(small) > 0
+    regions = start.copy()
+    step = _GAPS[0]
+    x, y = np.meshgrid(*(np.arange(n, dtype=np.float32) + np.float32(0.5) for n in (width, height)))
+    for order, back in ((range(step, count), -step), (range(count - step - 1, -1, -1), step)):
+        for t in order:
+            flow = motion.flow(t, t + back)
+            at = (x + flow[..., 0], y + flow[..., 1])
+            place = [axis - np.float32(0.5) for axis in at]
+            before = regions[t + back].astype(np.uint8)
+            came = cv2.remap(before, *place, cv2.INTER_NEAREST) > 0
+            regions[t] |= came & motion.trusted(t, t + back, at)
+    return regions if regions.mean((1, 2)).max() < 0.5 else start
 
 
 def read_masks(folder: Path, shape: tuple[int, int, int], start: int = 0) -> Masks:
@@ -89,76 +142,86 @@ def read_masks(folder: Path, shape: tuple[int, int, int], start: int = 0) -> Mas
     return Masks(np.stack(layers), method="file")
 
 
-def _views(frames: UInt8, size: tuple[int, int]) -> _Views:
-    small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
-    luma = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in small]
-    return _Views(np.stack(small), np.stack(luma))
-
-
-def _region(views: _Views, t: int, camera: CameraPath, structure: Structure) -> Bool:
+def _region(motion: Motion, t: int, camera: CameraPath, structure: Structure) -> Bool:
     """Return where frame t shows something that moves, bool [h, w]."""
-    residual = _unexplained(views, t, camera, structure)
+    residual, gain = _unexplained(motion, t, camera, structure)
     limit = max(_LEAST, _NOISE * float(np.median(residual)))
-    seed = (residual > limit).astype(np.uint8)
+    seed = ((residual > limit) & (gain > _GAIN)).astype(np.uint8)
     seed = cv2.morphologyEx(seed, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     seed = cv2.morphologyEx(seed, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
     seed = _large(seed)
     if not seed.any() or seed.mean() > 0.7:
         return seed > 0
-    return _cut(views.colour[t], seed, residual > 3 * limit)
+    return _cut(motion.colour[t], seed, residual > 3 * limit)
 
 
-def _unexplained(views: _Views, t: int, camera: CameraPath, structure: Structure) -> Float32:
-    """Motion in samples that no allowed depth explains, before or after, float32 [h, w]."""
-    count, height, width = views.luma.shape
-    low, high = _bounds(camera, structure, t, (width, height))
-    sides: list[Float32] = []
+def _unexplained(
+    motion: Motion, t: int, camera: CameraPath, structure: Structure
+) -> tuple[Float32, Float32]:
+    """Motion in samples that no allowed depth explains, before or after, float32 [h, w].
+
+    Second, by how many code values the flow finds more similar surroundings than such a depth:
+    where a picture is flat, flow errs and nothing can be said.
+    """
+    count, height, width = motion.luma.shape
+    bounds = _bounds(camera, structure, t, (width, height))
+    sides: list[tuple[Float32, Float32]] = []
     for sign in (-1, 1):
         others = [t + sign * gap for gap in _GAPS if 0 <= t + sign * gap < count]
         if others:
-            flows = [_flow(views.luma[t], views.luma[s]) for s in others]
-            sides.append(_residual(flows, t, others, camera, (low, high)))
+            sides.append(_residual(motion, t, others, camera, bounds))
     if not sides:
-        flow = _flow(views.luma[t], views.luma[t - 1 if t else 1])
-        sides.append(_residual([flow], t, [t - 1 if t else 1], camera, (low, high)))
-    return np.asarray(np.minimum.reduce(sides), np.float32)
-
-
-def _flow(before: UInt8, after: UInt8) -> Float32:
-    solver = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return np.asarray(solver.calc(before, after, None), np.float32)
+        sides.append(_residual(motion, t, [t - 1 if t else 1], camera, bounds))
+    residuals, gains = zip(*sides, strict=True)
+    return np.minimum.reduce(residuals), np.minimum.reduce(gains)
 
 
 def _residual(
-    flows: list[Float32],
+    motion: Motion,
     t: int,
     others: list[int],
     camera: CameraPath,
     bounds: tuple[Float32, Float32],
-) -> Float32:
-    """Root mean square over `flows` from t of what the best inverse depth in `bounds` leaves."""
-    height, width = flows[0].shape[:2]
-    x, y = np.meshgrid(np.arange(width) + np.float32(0.5), np.arange(height) + np.float32(0.5))
+) -> tuple[Float32, Float32]:
+    """What the best inverse depth in `bounds` leaves of the flows from t: see `_unexplained`."""
+    height, width = motion.luma.shape[1:]
+    x, y = np.meshgrid(*(np.arange(n, dtype=np.float32) + np.float32(0.5) for n in (width, height)))
     matrix = camera.intrinsics(width, height)
     low, high = bounds
     inverse = 0.5 * (low + high)
+    flows = [motion.flow(t, s) for s in others]
     targets = [(x + flow[..., 0], y + flow[..., 1]) for flow in flows]
+    trust = [motion.trusted(t, s, at) for s, at in zip(others, targets, strict=True)]
     motions = [_motion(camera, matrix, t, s) for s in others]
-    total = np.zeros_like(x)
     for round_ in range(3):
         top, bottom = np.zeros_like(x), np.full_like(x, 1e-9)
-        total = np.zeros_like(x)
-        for (turn, move), (tx, ty) in zip(motions, targets, strict=True):
+        total, used = np.zeros_like(x), np.full_like(x, 1e-6)
+        predicted: list[tuple[Float32, Float32]] = []
+        for (turn, move), (tx, ty), good in zip(motions, targets, trust, strict=True):
             u = [turn[i, 0] * x + turn[i, 1] * y + turn[i, 2] + move[i] * inverse for i in range(3)]
             w = np.maximum(u[2], 1e-3)
-            ex, ey = tx - u[0] / w, ty - u[1] / w
-            jx, jy = (move[0] - u[0] / w * move[2]) / w, (move[1] - u[1] / w * move[2]) / w
+            px, py = u[0] / w, u[1] / w
+            ex, ey = (tx - px) * good, (ty - py) * good
+            jx, jy = (move[0] - px * move[2]) / w, (move[1] - py * move[2]) / w
             top += jx * ex + jy * ey
-            bottom += jx * jx + jy * jy
+            bottom += good * (jx * jx + jy * jy)
             total += ex * ex + ey * ey
+            used += good
+            predicted.append((px, py))
         if round_ < 2:
             inverse = np.clip(inverse + top / bottom, low, high)
-    return np.asarray(np.sqrt(total / len(flows)), np.float32)
+    gain = np.zeros_like(x)
+    for s, at, guess in zip(others, targets, predicted, strict=True):
+        gain = np.maximum(gain, _unlike(motion, t, s, guess) - _unlike(motion, t, s, at))
+    return np.sqrt(total / used), gain
+
+
+def _unlike(motion: Motion, t: int, s: int, places: tuple[Float32, Float32]) -> Float32:
+    """Mean difference of surroundings in frame t and at `places` in frame s, in code values."""
+    x, y = places[0] - np.float32(0.5), places[1] - np.float32(0.5)
+    seen = cv2.remap(motion.luma[s], x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    difference = cv2.absdiff(seen, motion.luma[t]).astype(np.float32)
+    return np.asarray(cv2.boxFilter(difference, -1, (7, 7)), np.float32)
 
 
 def _motion(camera: CameraPath, matrix: Float64, t: int, s: int) -> tuple[Float32, Float32]:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from semvc.analysis import camera, depth, external, masks, tracks
-from semvc.analysis.types import Analysis, Masks, UInt8
+from semvc.analysis.types import Analysis, Bool, Masks, UInt8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,14 +49,15 @@ def analyse(
     given = None
     if wanted.masks is not None:
         given = masks.read_masks(wanted.masks, (count, height, width), start)
+    motion = masks.Motion(frames)
     if wanted.method in METHODS:
-        solution, found = _passes(frames, lumas, given, wanted.focal)
+        solution, found = _passes(motion, lumas, given, wanted.focal)
     else:
         path = external.read_path(Path(wanted.method), start, count, (width, height))
-        solution = camera.explain(_follow(lumas, given), path)
-        found = given or masks.find_masks(frames, path, solution.structure)
+        solution = camera.explain(_follow(lumas, None if given is None else given.ids > 0), path)
+        found = given or masks.find_masks(motion, path, solution.structure)
         if given is None:
-            solution = camera.explain(_follow(lumas, found), path)
+            solution = camera.explain(_follow(lumas, found.ids > 0), path)
     grids = tuple(
         depth.depth_grid(k, solution.camera, solution.structure, (width, height)) for k in keyframes
     )
@@ -64,37 +65,39 @@ def analyse(
 
 
 def _passes(
-    frames: UInt8, lumas: list[UInt8], given: Masks | None, focal: float | None
+    motion: masks.Motion, lumas: list[UInt8], given: Masks | None, focal: float | None
 ) -> tuple[camera.Solution, Masks]:
     """Poses and masks in turn; the focal length is left free once movers are out."""
     if given is not None:
-        return camera.solve(_follow(lumas, given), focal), given
+        return camera.solve(_follow(lumas, given.ids > 0), focal), given
     height, width = lumas[0].shape
     points = _follow(lumas, None)
-    usual = camera.PRIOR[0] * max(width, height) / width
-    solution = camera.solve(points, focal or usual)
-    if solution.evidence.inliers > _CLEAR and focal is None:
+    usual = focal or camera.PRIOR[0] * max(width, height) / width
+    solution = camera.solve(points, usual)
+    clear = solution.evidence.inliers > _CLEAR
+    if clear:
         solution = camera.solve(points, focal)
-    found = masks.find_masks(frames, solution.camera, solution.structure)
-    for last in (False, True):
-        if found.count == 0:
-            break
-        solution = camera.solve(_follow(lumas, found), focal if last else focal or usual)
-        found = masks.find_masks(frames, solution.camera, solution.structure)
-    if found.count == 0 and solution.evidence.inliers <= _CLEAR and focal is None:
+    found = masks.find_masks(motion, solution.camera, solution.structure)
+    if found.count:
+        solution = camera.solve(_follow(lumas, masks.carried(motion, found)), usual)
+        found = masks.find_masks(motion, solution.camera, solution.structure)
+    if found.count:
+        solution = camera.solve(_follow(lumas, masks.carried(motion, found)), focal)
+        found = masks.find_masks(motion, solution.camera, solution.structure)
+    elif not clear:
         solution = camera.solve(points, focal)
-        found = masks.find_masks(frames, solution.camera, solution.structure)
+        found = masks.find_masks(motion, solution.camera, solution.structure)
     return solution, found
 
 
-def _follow(lumas: list[UInt8], found: Masks | None) -> tracks.Tracks:
-    """Follow points outside of masks, which are widened a little."""
-    if found is None or found.count == 0:
+def _follow(lumas: list[UInt8], movers: Bool | None) -> tracks.Tracks:
+    """Follow points outside of `movers`, bool [T, h, w] at any size, widened a little."""
+    if movers is None or not movers.any():
         return tracks.follow(lumas)
     height, width = lumas[0].shape
     wide = np.ones((2 * _MARGIN + 1, 2 * _MARGIN + 1), np.uint8)
-    movers = [
-        cv2.dilate(cv2.resize(layer, (width, height), interpolation=cv2.INTER_NEAREST), wide) > 0
-        for layer in found.ids
-    ]
-    return tracks.follow(lumas, np.stack(movers))
+    avoid = []
+    for layer in movers.astype(np.uint8):
+        layer = cv2.resize(layer, (width, height), interpolation=cv2.INTER_NEAREST)
+        avoid.append(cv2.dilate(layer, wide) > 0)
+    return tracks.follow(lumas, np.stack(avoid))
