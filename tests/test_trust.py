@@ -172,7 +172,7 @@ def test_what_must_be_known_and_is_not_is_exit_code_5(
         "format 2.0": sealed_header(body, version=0x20) + b"".join(chunks),
         "feature bit 3": sealed_header(b"\x08\0" + body[2:]) + b"".join(chunks),
         "chunk of type 5": head + Framing(salt).chunk(5, b"new", 0, 0) + b"".join(chunks),
-        "record 0x05": sealed_header(body + b"\x05\x01x") + b"".join(chunks),
+        "record 0x7f": sealed_header(body + b"\x7f\x01x") + b"".join(chunks),
     }
     path = tmp_path / "a.svc"
     for text, content in streams.items():

@@ -6,7 +6,7 @@ the first also holds the sequence header.
 
 Request on standard input: `REQUEST` (width, height, frames, packets, memory limit in bytes,
 processor seconds), then a u32 length and the bytes of each packet. Answer on standard output: for
-each frame `FRAME` and its three planes (little-endian 16-bit samples), then `DONE`; or at any time
+each frame `FRAME` and its three planes (bytes), then `DONE`; or at any time
 `DAMAGED` or `TOO_MUCH`, a u16 length and a reason. An empty standard input ends the child.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FRAME, DONE, DAMAGED, TOO_MUCH = b"F", b"D", b"B", b"L"
 REQUEST = struct.Struct("<IIIIQI")
-PIXEL_FORMAT = "yuv420p10le"
+PIXEL_FORMAT = "yuv420p"
 
 
 class DecodeFault(Exception):
@@ -38,7 +38,7 @@ class DecodeFault(Exception):
 def decode_packets(
     packets: Sequence[bytes], width: int, height: int, frames: int
 ) -> Iterator[list[bytes]]:
-    """Yield the planes y, u, v of each of `frames` pictures as tightly packed 16-bit samples.
+    """Yield the planes y, u, v of each of `frames` pictures as tightly packed bytes.
 
     DecodeFault when a picture has another size or format, when there are more or fewer of them,
     or when dav1d refuses.
@@ -68,7 +68,7 @@ def _planes(picture: av.VideoFrame, width: int, height: int) -> list[bytes]:
         raise DecodeFault(DAMAGED, f"samples {picture.format.name} instead of {PIXEL_FORMAT}")
     planes = []
     for plane in picture.planes:
-        row = plane.width * 2
+        row = plane.width
         if plane.line_size == row:
             planes.append(bytes(plane)[: row * plane.height])
         else:

@@ -44,7 +44,7 @@ def split_obus(data: bytes) -> Iterator[tuple[int, bytes]]:
 def check_sequence_header(obu: bytes, width: int, height: int) -> None:
     """Raise BitstreamError unless `obu` announces what this module writes.
 
-    That is: main profile, 10 bit 4:2:0, pictures of `width` x `height` at most, one operating
+    That is: main profile, 8 bit 4:2:0, pictures of `width` x `height` at most, one operating
     point, no still picture, no timing, no frame ids, no scaling, no film grain (AV1 5.5).
     """
     obus = list(split_obus(obu))
@@ -68,7 +68,7 @@ def check_sequence_header(obu: bytes, width: int, height: int) -> None:
     bits.read(3 * order_hint)
     ok &= bits.read(1) == 0  # super-resolution
     bits.read(2)
-    ok &= bits.read(3) == 0b100  # high bit depth, not monochrome, no colour description
+    ok &= bits.read(3) == 0  # not high bit depth, not monochrome, no colour description
     bits.read(4)
     ok &= bits.read(1) == 0  # film grain
     if not ok or bits.past_end:
