@@ -16,7 +16,7 @@ import click
 
 from semvc.errors import UsageError
 from semvc.rate import Target
-from semvc.types import EncodeOptions, Limits
+from semvc.types import EncodeOptions, FullTier, Limits
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -241,9 +241,7 @@ _DECODE = (
     click.option(
         "--steps",
         type=click.IntRange(1, 50),
-        default=1,
-        show_default=True,
-        help="Diffusion steps a frame.",
+        help="Diffusion steps; 1 if not given, at tier full the backbone's own number.",
     ),
     click.option("--start", type=_Number(0), default=0.0, help="Begin at this second."),
     click.option(
@@ -288,6 +286,42 @@ _DECODE = (
     ),
     _MODELS_DIR,
 )
+_FULL = (
+    click.option("--backbone", help="Of tier full: ltx, vace, or an id of 'models info'."),
+    click.option(
+        "--lora",
+        "loras",
+        multiple=True,
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Safetensors file that adapts the backbone; can be given again.",
+    ),
+    click.option(
+        "--memory",
+        type=click.Choice(["auto", "full", "offload", "group"]),
+        help="Of tier full: all on the GPU, one network at a time, or one block at a time; by"
+        " default what fits.",
+    ),
+    click.option(
+        "--quant",
+        type=click.Choice(["none", "fp8", "int8"]),
+        help="Of tier full: keep the transformer's weights in 8 bits.",
+    ),
+    click.option(
+        "--packing",
+        type=click.Choice(["shared", "offset", "alternate"]),
+        help="Of backbone ltx: where reference tokens lie, as its LoRA was trained.",
+    ),
+    click.option(
+        "--strength",
+        type=_Number(0, 1, min_open=True),
+        help="Of tier full: share of noise that a picture starts from.",
+    ),
+    click.option(
+        "--guidance",
+        type=_Number(1, 20),
+        help="Of tier full: weight of the caption; 1 halves the work, for few-step LoRAs.",
+    ),
+)
 _OUTPUT = (
     click.option(
         "--report", type=click.Path(path_type=Path), help="Also write the JSON report here."
@@ -325,7 +359,7 @@ def encode_options(command: Command) -> Command:
 
 def decode_options(command: Command) -> Command:
     """Add all options of `decode`."""
-    return _all((*_DECODE, *_OUTPUT), command)
+    return _all((*_DECODE, *_FULL, *_OUTPUT), command)
 
 
 def _all(options: tuple[Callable[[Any], Any], ...], command: Command) -> Command:
@@ -366,6 +400,31 @@ def bit_options(given: dict[str, Any]) -> EncodeOptions:
         title=given["title"],
         models_dir=given["models_dir"],
     )
+
+
+def full_tier(given: dict[str, Any]) -> FullTier:
+    """Return the options of tier full; UsageError if they are given with another tier."""
+    names = ("backbone", "loras", "memory", "quant", "packing", "strength", "guidance")
+    if given["tier"] != "full":
+        for name in names:
+            if given[name] not in (None, ()):
+                raise UsageError(f"--{name.removesuffix('s')} needs --tier full")
+    return FullTier(
+        backbone=given["backbone"] or "",
+        home=models_home(),
+        loras=given["loras"],
+        memory=given["memory"] or "auto",
+        quant=given["quant"] or "none",
+        packing=given["packing"] or "shared",
+        steps=given["steps"] or 0,
+        strength=given["strength"],
+        guidance=given["guidance"],
+    )
+
+
+def models_home() -> Path:
+    """Return the folder where `models pull` puts backbones and tier full looks for them."""
+    return Path.home() / ".cache" / "semvc" / "models"
 
 
 def caption(text: str) -> str:

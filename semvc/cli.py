@@ -35,6 +35,7 @@ from semvc.errors import (
 _COMPLETE = "_SEMVC_COMPLETE"
 _LATER = {  # groups in modules of their own
     "bench": "semvc.bench.cli:bench",
+    "models": "semvc.modelcommands:models",
     "train": "semvc.train.commands:main",
 }
 _CLEANING_SECONDS = 2.0  # signals that come so soon after one are taken as the same
@@ -229,10 +230,11 @@ def decode(source: Path, target: Path, **given: Any) -> int:
         dtype=given["dtype"],
         models_dir=given["models_dir"],
         any_decoder=given["any_decoder"],
+        full=arguments.full_tier(given),
     )
     job = decoder.DecodeJob(
         tier=given["tier"] or "",
-        steps=given["steps"],
+        steps=given["steps"] or 1,
         start=given["start"],
         duration=given["duration"],
         salvage=given["salvage"],
@@ -242,9 +244,19 @@ def decode(source: Path, target: Path, **given: Any) -> int:
         quality=given["output_quality"],
     )
     _check_outputs(source, target, given)
+    told = given["told"] = []
+
+    def tell(note: str) -> None:
+        """Say before a long run what has been decided."""
+        if job.tier == "full" and not given["quiet"] and not given["as_json"]:
+            click.echo(f"note: {note}", err=True)
+            told.append(note)
+
     with _stream(source) as opened, _progress("decode", given) as advance:
         output: Path | BinaryIO = sys.stdout.buffer if str(target) == "-" else target
-        report = decoder.decode(opened, output, job, runtime=runtime, on_frames=advance)
+        report = decoder.decode(
+            opened, output, job, runtime=runtime, on_frames=advance, on_note=tell
+        )
     _finish(report, given, target)
     if report.gaps:
         what = "1 gap was" if report.gaps == 1 else f"{report.gaps} gaps were"
@@ -266,7 +278,8 @@ def info(source: Path, segments: bool, models_dir: Path | None, as_json: bool) -
 
     with _stream(source) as opened:
         found = probe(opened)
-    rows = describe.stream(found, models_dir, segments=segments)
+    home = arguments.models_home()
+    rows = describe.stream(found, models_dir, segments=segments, home=home)
     click.echo(json.dumps(rows) if as_json else describe.table(rows))
 
 
@@ -351,42 +364,6 @@ def edit(
         inspect.edit(opened, target, drop=drop, caption=text, force=force, models_dir=models_dir)
 
 
-@main.group()
-def models() -> None:
-    """List and check the models that decode streams."""
-
-
-@models.command("list")
-@arguments.models_dir_option
-@arguments.json_option
-@arguments.debug_option
-def models_list(models_dir: Path | None, as_json: bool) -> None:
-    """List known models and whether their files are here."""
-    from semvc import describe, weights
-
-    rows = [describe.model(ref, models_dir) for ref in weights.index(models_dir)]
-    if as_json:
-        click.echo(json.dumps(rows))
-        return
-    for row in rows:
-        state = "installed" if row["available"] else "missing"
-        click.echo(
-            f"{row['id']}  {row['decoder_id']}  {state}  {row['profile']}/{row['tier']}"
-            f"  {row['bytes']} bytes  {row['licence']}"
-        )
-
-
-@models.command("verify")
-@arguments.models_dir_option
-@arguments.debug_option
-def models_verify(models_dir: Path | None) -> None:
-    """Check the full SHA-256 of every model; exit 6 if one is missing or different."""
-    from semvc import weights
-
-    for ref in weights.index(models_dir):
-        click.echo(f"{ref.id}: ok, {weights.resolve(ref, models_dir)}")
-
-
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @arguments.debug_option
@@ -459,5 +436,6 @@ def _finish(report: Any, given: dict[str, Any], target: Path) -> None:
         click.echo(json.dumps(row))
     elif not given["quiet"]:
         for note in row.get("notes", []):
-            click.echo(f"note: {note}", err=True)
+            if note not in given.get("told", ()):
+                click.echo(f"note: {note}", err=True)
         click.echo(f"{target}: {report.summary()}", err=True)

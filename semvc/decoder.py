@@ -64,8 +64,11 @@ def decode(
     *,
     runtime: Runtime | None = None,
     on_frames: OnFrames | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Report:
     """Decode a stream into a video file or pipe; `on_frames(done, total)` counts frames shown.
+
+    `on_note` is told, before any frame, what `Report.notes` begins with.
 
     The total is 0 where it is not known: a pipe's stream, or a range where frame times vary.
     The report's bytes are those of the whole stream, or of the segments that a range touches.
@@ -83,6 +86,9 @@ def decode(
         if not job.tier:
             job = dataclasses.replace(job, tier=_usual_tier(header, runtime or Runtime(), report))
         profile.load(header, job.tier, job.steps, runtime or Runtime())
+        report.notes += getattr(profile, "notes", ())
+        for note in report.notes if on_note else ():
+            on_note(note)  # type: ignore[misc]  # not None: see the line above
         writer = _open_output(target, header, job, runtime or Runtime())
         stack.push(lambda kind, *_: writer.abort() if kind else writer.close())
         player = _Player(header, profile, writer, _Range.of(header, job), report)
@@ -124,6 +130,8 @@ def _open_output(
         raise UsageError("--resume and --salvage do not go together")
     identity = f"{header.to_bytes().hex()} {job.tier} {job.steps} {job.start} {job.duration}"
     identity += f" {runtime.device} {runtime.dtype} {runtime.any_decoder} {runtime.models_dir}"
+    if job.tier == "full":
+        identity += f" {runtime.full}"
     return PieceStore(target, info, options=options, audio=audio, identity=identity)
 
 

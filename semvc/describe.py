@@ -5,18 +5,26 @@ Standard library only, so that `info` starts quickly. The JSON and the text come
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from semvc import weights
+from semvc.backbones import manifest
 from semvc.bitstream.headers import ProfileId, SectionType
 from semvc.bitstream.probe import StreamInfo
+from semvc.errors import ModelError
 
 _NOTE = "the picture is a semantic reconstruction: fine detail is plausible, not recorded"
 
 
-def stream(found: StreamInfo, models_dir: Path | None, *, segments: bool) -> dict[str, Any]:
-    """Return everything `info --json` prints: the stream's account, its models, possible tiers."""
+def stream(
+    found: StreamInfo, models_dir: Path | None, *, segments: bool, home: Path | None = None
+) -> dict[str, Any]:
+    """Return everything `info --json` prints: the stream's account, its models, possible tiers.
+
+    `home` is searched for backbones after `models_dir`.
+    """
     rows: dict[str, Any] = dict(found.to_json(segments=segments))
     named = weights.by_decoder(found.header.decoder_id, models_dir)
     made_for: dict[str, Any] = {
@@ -36,6 +44,10 @@ def stream(found: StreamInfo, models_dir: Path | None, *, segments: bool) -> dic
     else:
         present = True
     rows["tiers"] = _tiers(rows["profile"], codec, models_dir) if present else []
+    if rows["profile"] == "disco" and "full" not in rows["tiers"]:
+        with contextlib.suppress(ModelError):
+            manifest.find("", [root for root in (models_dir, home) if root is not None])
+            rows["tiers"].append("full")
     if found.header.profile == ProfileId.CPSGD:
         bases = (item.count for item in found.sections if item.type == SectionType.BASE_AV1)
         rows["fallback_segments"] = sum(bases)

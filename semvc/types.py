@@ -118,14 +118,37 @@ class EncodeOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class FullTier:
+    """How tier full of profile disco works; nothing here may change a signal.
+
+    `backbone` is an id or family of the manifest, empty for the first that is installed; `home` is
+    searched after `Runtime.models_dir`. `loras` are safetensors files. `memory` is auto, full,
+    offload or group; `quant` none, fp8 or int8; `packing` shared, offset or alternate. `steps` 0
+    and `strength` and `guidance` None mean the backbone's own.
+    """
+
+    backbone: str = ""
+    home: Path | None = None
+    loras: tuple[Path, ...] = ()
+    memory: str = "auto"
+    quant: str = "none"
+    packing: str = "shared"
+    steps: int = 0
+    strength: float | None = None
+    guidance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """How to compute; nothing here may change a signal.
 
     `device` is auto, cpu, cuda, cuda:N or mps; `dtype` auto, float32 or bfloat16; `models_dir` is
     searched before the bundled models; `any_decoder` lets a model decode streams made for another.
+    `full` is read at tier full alone.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     models_dir: Path | None = None
     any_decoder: bool = False
+    full: FullTier = field(default_factory=FullTier)

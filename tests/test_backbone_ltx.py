@@ -21,9 +21,12 @@ from tinybackbones import (
     write_text,
 )
 
-from semvc.backbones import Backbone, Settings, flow, load, parts
+from semvc.backbones import flow, parts
 from semvc.backbones.ltx import velocity
+from semvc.backbones.protocol import Backbone, Settings, load
 from semvc.errors import ModelError
+
+pytestmark = missing("accelerate")
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,12 @@ from tinybackbones import (
     write_vace,
 )
 
-from semvc.backbones import Backbone, Settings, load, parts
+from semvc.backbones import parts
+from semvc.backbones.protocol import Backbone, Settings, load
 from semvc.backbones.vace import control_clip, mask_channels
 from semvc.errors import ModelError
+
+pytestmark = missing("accelerate")
 
 
 @pytest.fixture(scope="module")

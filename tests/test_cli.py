@@ -17,6 +17,7 @@ from scene import Scene, write_video
 import semvc
 from semvc import cli, errors
 from semvc.media.reader import VideoReader
+from semvc.modelcommands import models as models_group
 
 
 @pytest.fixture
@@ -39,13 +40,13 @@ def commands(group: click.Group = cli.main) -> Iterator[tuple[str, click.Command
             yield name, command
 
 
-EVERY = dict(commands())
+EVERY = dict(commands()) | {f"models {name}": c for name, c in models_group.commands.items()}
 
 
 def test_the_commands_are_those_that_are_documented() -> None:
     assert set(EVERY) == {
         *("encode", "decode", "info", "verify", "dump", "edit", "completion"),
-        *("models list", "models verify"),
+        *("models list", "models info", "models path", "models pull", "models verify"),
     }
 
 

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 
-from semvc.backbones import Conditions, Settings
+from semvc.backbones.protocol import Conditions, Settings
 
 TEXT_WIDTH = 32
 SETTINGS = {

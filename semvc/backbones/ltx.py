@@ -16,19 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semvc.backbones import (
+from semvc.backbones import flow, parts, tokens
+from semvc.backbones.pixels import from_pixels, half, set_tiles, to_pixels
+from semvc.backbones.protocol import (
     DECODE_NOISE,
     SAMPLE_NOISE,
     Conditions,
     Noise,
     Settings,
     UInt8,
-    flow,
-    parts,
-    tokens,
     up_to,
 )
-from semvc.backbones.pixels import from_pixels, half, set_tiles, to_pixels
 from semvc.backbones.text import Text, TextEncoder
 from semvc.backbones.tokens import SPACE, TIME, Packing, Reference, Sequence
 from semvc.errors import ModelError
@@ -39,17 +37,21 @@ _DECODE_TIMESTEP, _DECODE_LEVEL = 0.05, 0.025  # of autoencoders that denoise wh
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One window, ready to generate: `shape` is the latent clip's (f, h, w)."""
+    """One window, ready to generate: `shape` is the latent clip's (f, h, w).
+
+    `start` holds the base layer's latents if the sample starts from them, else None.
+    """
 
     sequence: Sequence
     shape: tuple[int, int, int]
+    start: Tensor | None
     tail: Tensor | None
     text: Text
     empty: Text
 
 
 class Ltx:
-    """One LTX-Video folder, loaded; see `semvc.backbones.Backbone`."""
+    """One LTX-Video folder, loaded; see `protocol.Backbone`."""
 
     def __init__(
         self, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype
@@ -97,9 +99,10 @@ class Ltx:
                 if lines is not None:
                     streams.append(self._reference(vae, np.repeat(lines[..., None], 3, 3)))
             tail = self._latents(vae, given.tail) if len(given.tail) else None
+            start = self._latents(vae, given.base) if self._settings.strength < 1 else None
         packed = tokens.pack(streams, Packing(self._settings.packing), given.frame_rate)
         sequence = Sequence(packed, shape, given.frame_rate).to(self._device)
-        return Encoded(sequence, shape, tail, self._texts(given.caption), self._texts(""))
+        return Encoded(sequence, shape, start, tail, self._texts(given.caption), self._texts(""))
 
     @torch.inference_mode()
     def generate(self, encoded: Encoded, noise: Noise, steps: int) -> UInt8:
@@ -107,6 +110,9 @@ class Ltx:
         count = self._channels * int(np.prod(encoded.shape))
         sample = torch.from_numpy(noise(count, SAMPLE_NOISE)).to(self._device)
         x = tokens.flatten(sample.view(1, self._channels, *encoded.shape))
+        if encoded.start is not None:
+            base = tokens.flatten(encoded.start)
+            x = flow.step(base, x - base, 0.0, self._settings.strength)
         pinned = torch.zeros(x.shape[1], dtype=torch.bool, device=self._device)
         if encoded.tail is not None:
             known = tokens.flatten(encoded.tail)

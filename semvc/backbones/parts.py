@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,15 @@ def loading(folder: Path) -> Iterator[None]:
 
 def read(folder: Path, part: str, kind: str, dtype: torch.dtype) -> Any:
     """Return the network `part` of a folder, of diffusers' class `kind`, without gradients."""
+    if not _has("accelerate"):  # diffusers keeps some layers in float32 only with its help
+        raise ModelError("tier full needs more packages: pip install 'semvc[full]'")
     diffusers = importlib.import_module("diffusers")
     with loading(folder):
         network = getattr(diffusers, kind).from_pretrained(
-            folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            folder / part,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
         )
     return network.eval().requires_grad_(False)
 
@@ -118,6 +124,10 @@ class Int8Linear(nn.Module):
         """Map [..., in] to [..., out] in the dtype of `x`."""
         weight = self.weight.to(x.dtype) * self.scale.to(x.dtype)
         return functional.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def add_loras(network: Any, family: str, files: tuple[Path, ...]) -> None:

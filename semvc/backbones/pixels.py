@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semvc.backbones import UInt8
+from semvc.backbones.protocol import UInt8
 
 
 def to_pixels(clip: UInt8, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -18,17 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semvc.backbones import (
-    SAMPLE_NOISE,
-    Conditions,
-    Noise,
-    Settings,
-    UInt8,
-    flow,
-    parts,
-    up_to,
-)
+from semvc.backbones import flow, parts
 from semvc.backbones.pixels import from_pixels, set_tiles, to_pixels
+from semvc.backbones.protocol import SAMPLE_NOISE, Conditions, Noise, Settings, UInt8, up_to
 from semvc.backbones.text import Text, TextEncoder
 from semvc.errors import ModelError
 
@@ -47,7 +39,7 @@ class Encoded:
 
 
 class Vace:
-    """One Wan2.1-VACE folder, loaded; see `semvc.backbones.Backbone`."""
+    """One Wan2.1-VACE folder, loaded; see `protocol.Backbone`."""
 
     def __init__(
         self, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from semvc.bitstream.segments import Segment
     from semvc.nets.restore import Restorer
+    from semvc.profiles.fulltier import FullTier
     from semvc.types import UInt8
 
 SECTIONS = (SectionType.CAPTION, SectionType.SKELETON, SectionType.SKETCH, SectionType.BASE_AV1)
@@ -74,6 +75,7 @@ class Disco:
     """The profile's encoder and decoder; one object serves one stream."""
 
     id: ClassVar[ProfileId] = ProfileId.DISCO
+    notes: tuple[str, ...] = ()  # what the user should know of the decoder that was loaded
 
     def __init__(self, models_dir: Path | None = None) -> None:
         del models_dir  # signals need no model here
@@ -84,6 +86,7 @@ class Disco:
         self._poses: Poses = {}
         self._small: tuple[tuple[int, int, int], UInt8] | None = None
         self._restorer: Restorer | None = None
+        self._full: FullTier | None = None
         self._av1 = av1.SegmentDecoder()
 
     def close(self) -> None:
@@ -217,6 +220,12 @@ class Disco:
         """Get ready to synthesize at a tier; ModelError if the model is missing or another one."""
         if tier == "preview":
             return
+        if tier == "full" and not _has_generator(tier, runtime):
+            from semvc.profiles import fulltier
+
+            self._full = fulltier.load(header, runtime)
+            self.notes = tuple(self._full.notes)
+            return
         from semvc.nets import load
         from semvc.nets.restore import Restorer
 
@@ -240,6 +249,13 @@ class Disco:
     ) -> Iterator[UInt8]:
         """Yield the segment's frames, uint8 [H, W, 3] RGB."""
         given = _conditions(signals, segment, header)
+        if self._full is not None:
+            caption = "" if signals.caption is None else signals.caption.text
+            rate = float(header.frame_rate)
+            yield from self._full.frames(
+                given, caption=caption, frame_rate=rate, segment=segment.index
+            )
+            return
         if self._restorer is not None:
             yield from self._restorer.frames(given, segment.index)
             return
@@ -272,6 +288,12 @@ class Disco:
         with VideoWriter(folder / f"{stem}-base.mp4", info, options=options) as writer:
             for index, frame in enumerate(frames):
                 writer.write(frame, index)
+
+
+def _has_generator(tier: str, runtime: Runtime) -> bool:
+    """Whether the user's own index has a generator of our kind for a tier, and wants it."""
+    rows = () if runtime.full.backbone else weights.index(runtime.models_dir)
+    return any((r.role, r.profile, r.tier) == ("generator", "disco", tier) for r in rows)
 
 
 def _conditions(signals: Signals, segment: Segment, header: StreamHeader) -> SegmentConditions:
