@@ -204,7 +204,7 @@ def _webp(picture: UInt8, quality: int) -> bytes:
     done, data = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, quality])
     if not done:
         raise SemvcError("OpenCV cannot write WebP here")
-    return data.tobytes()
+    return bytes(data)
 
 
 def _panel(picture: UInt8, title: str) -> UInt8:

@@ -74,13 +74,14 @@ def source_places(
     `size` is (width, height). Coordinates are continuous and may lie outside the picture where
     validity, float32 [H, W] in [0, 1], is 0. Errors as `warp`.
     """
-    grid = np.asarray(grid, np.float64)
-    if grid.ndim != 2 or min(grid.shape) < 2 or not (np.isfinite(grid).all() and grid.min() > 0):
+    depths: Float64 = np.asarray(grid, np.float64)
+    usable = depths.ndim == 2 and min(depths.shape) > 1 and bool(np.isfinite(depths).all())
+    if not (usable and depths.min() > 0):
         raise ValueError("a depth grid needs at least 2 x 2 positive finite depths")
     width, height = size
     columns, rows = -(-width // _STRIDE) + 1, -(-height // _STRIDE) + 1
     x, y = np.meshgrid(np.arange(columns) * float(_STRIDE), np.arange(rows) * float(_STRIDE))
-    motion = _Motion.between(source, target, intrinsics, grid, size)
+    motion = _Motion.between(source, target, intrinsics, depths, size)
     qx, qy = motion.plane(x, y)
     reach = 2.0 * max(size)
     for _ in range(_ROUNDS):
