@@ -129,6 +129,20 @@ def test_int8_layers_round_to_half_a_step() -> None:
     assert (error <= found.scale / 2 + 1e-6).all()
 
 
+@pytest.mark.parametrize("changed", [{}, {"quant": "int8"}, {"quant": "fp8"}, {"strength": 0.5}])
+def test_it_runs_in_bfloat16_with_exact_timesteps(folder: Path, changed: dict[str, Any]) -> None:
+    settings: Settings = dataclasses.replace(SETTINGS["ltx"], **changed)
+    backbone: Any = load("ltx", folder, settings, CPU, torch.bfloat16)
+    seen: list[torch.Tensor] = []
+    backbone._transformer._network.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True
+    )
+    found = run(backbone, sketch=lines(9)).astype(int)
+    assert all(t.dtype == torch.float32 for t in seen) and len(seen) == 2
+    full = run(opened(folder, **changed), sketch=lines(9))
+    assert np.abs(found - full).mean() < 6
+
+
 # --- captions
 
 

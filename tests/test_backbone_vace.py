@@ -139,6 +139,13 @@ def test_eight_bit_weights_give_nearly_the_same_picture(
     assert np.abs(found - plain).mean() < 12
 
 
+@pytest.mark.parametrize("changed", [{}, {"quant": "int8"}, {"quant": "fp8"}])
+def test_it_runs_in_bfloat16(folder: Path, plain: Any, changed: dict[str, Any]) -> None:
+    settings: Settings = dataclasses.replace(SETTINGS["vace"], **changed)
+    found = run(load("vace", folder, settings, CPU, torch.bfloat16)).astype(int)
+    assert np.abs(found - plain).mean() < 12
+
+
 @missing("peft")
 def test_a_lora_in_the_original_layout_is_read(folder: Path, plain: Any, tmp_path: Path) -> None:
     from safetensors.torch import save_file

@@ -164,7 +164,7 @@ def velocity(network: Any, x: Tensor, at: Tensor, sequence: Sequence, text: Text
     found = network(
         hidden_states=sequence.fill(x),
         encoder_hidden_states=text.values.to(x.dtype).expand(batch, -1, -1),
-        timestep=(sequence.levels(at) * flow.TRAIN_STEPS).to(x.dtype),
+        timestep=sequence.levels(at) * flow.TRAIN_STEPS,  # float32: bfloat16 has 8 bits
         encoder_attention_mask=text.mask.expand(batch, -1),
         video_coords=sequence.coordinates[None].expand(batch, -1, -1),
         return_dict=False,
