@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from modelfolder import MODEL
 from program import Call
 from tinybackbones import write_ltx, write_vace
 
@@ -210,6 +211,14 @@ def test_info_says_what_is_unknown(run: Call) -> None:
     text = run("models", "info").out
     assert text.count("unknown until pulled") == 3 * len(manifest.entries())
     assert run("models", "info", "sora").code == run("models", "path", VACE).code == 6
+
+
+def test_models_are_listed_and_checked(run: Call, models: Path) -> None:
+    rows = json.loads(run("models", "list", "--models-dir", models, "--json").out)
+    row = next(row for row in rows if row["id"] == MODEL)
+    assert row["available"] and row["decoder_id"]
+    text = run("models", "list", "--models-dir", models).out
+    assert f"{MODEL}  {row['decoder_id']}  installed  disco/small" in text
 
 
 # --- memory

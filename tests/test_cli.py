@@ -15,9 +15,8 @@ from program import FAST, Call, Result, names, semvc_process
 from scene import Scene, write_video
 
 import semvc
-from semvc import cli, errors
+from semvc import cli, errors, modelcommands
 from semvc.media.reader import VideoReader
-from semvc.modelcommands import models as models_group
 
 
 @pytest.fixture
@@ -40,13 +39,14 @@ def commands(group: click.Group = cli.main) -> Iterator[tuple[str, click.Command
             yield name, command
 
 
-EVERY = dict(commands()) | {f"models {name}": c for name, c in models_group.commands.items()}
+MODELS = modelcommands.models.commands
+EVERY = dict(commands()) | {f"models {name}": MODELS[name] for name in MODELS}
 
 
 def test_the_commands_are_those_that_are_documented() -> None:
     assert set(EVERY) == {
         *("encode", "decode", "info", "verify", "dump", "edit", "completion"),
-        *("models list", "models info", "models path", "models pull", "models verify"),
+        *(f"models {name}" for name in ("list", "info", "path", "pull", "verify")),
     }
 
 
@@ -438,14 +438,6 @@ def test_edit_refuses_what_cannot_be(
     found = run("edit", stream, tmp_path / "a.svc", *words)
     assert (found.code, found.out) == (2, "") and message in found.err
     assert names(tmp_path) == []
-
-
-def test_models_are_listed_and_checked(run: Call, models: Path) -> None:
-    rows = json.loads(run("models", "list", "--models-dir", models, "--json").out)
-    row = next(row for row in rows if row["id"] == MODEL)
-    assert row["available"] and row["decoder_id"]
-    text = run("models", "list", "--models-dir", models).out
-    assert f"{MODEL}  {row['decoder_id']}  installed  disco/small" in text
 
 
 def test_completion_prints_a_script(run: Call) -> None:
