@@ -254,6 +254,13 @@ def test_what_cannot_fit_says_what_helps() -> None:
     assert memory.choose(LOAD, "auto", None, device="cpu")[0] == "full"
 
 
+def test_memory_that_caches_hold_counts_as_free(tmp_path: Path) -> None:
+    source = tmp_path / "meminfo"
+    assert memory.host_free(source) is None
+    source.write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:   5 kB\n")
+    assert memory.host_free(source) == 5 * 1024
+
+
 def test_parameters_are_counted_in_headers(source: Path) -> None:
     from safetensors.torch import load_file
 
