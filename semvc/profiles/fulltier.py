@@ -8,8 +8,9 @@ windows; what was shown before begins the next window, and colours are those of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,13 @@ class _Fit:
 
 @dataclass(slots=True)
 class FullTier:
-    """A loaded backbone with its settings, the stream's seed and the device's name."""
+    """A backbone with its settings, the stream's seed and the device's name.
 
-    backbone: Backbone
+    `backbone` may be what loads one: it is called with the first segment, so that the notes, with
+    the estimate of memory, are known before a long wait.
+    """
+
+    backbone: Backbone | Callable[[], Backbone]
     settings: Settings
     seed: int
     device: str = "cpu"
@@ -73,16 +78,18 @@ class FullTier:
         self, given: SegmentConditions, *, caption: str, frame_rate: float, segment: int
     ) -> Iterator[UInt8]:
         """Yield a segment's frames, uint8 [H, W, 3] RGB; ResourceError if memory runs out."""
+        backbone = self.backbone = self.backbone() if callable(self.backbone) else self.backbone
         size = (given.width, given.height)
-        fit = _Fit.of(size, self.backbone, self.settings.max_pixels)
+        fit = _Fit.of(size, backbone, self.settings.max_pixels)
         spans = windows.plan(given.frames, self.settings.frames, self.settings.overlap)
         tail = np.zeros((0, *reversed(fit.padded), 3), np.uint8)
         for number, (start, stop) in enumerate(spans):
-            conditions = self._conditions(given, (start, stop), fit, tail, caption, frame_rate)
+            frames = backbone.fit_frames(stop - start)
+            conditions = _conditions(given, (start, stop), frames, fit, tail, caption, frame_rate)
             purpose = _NOISE + _USES * (number % _WINDOWS)
             try:
-                encoded = self.backbone.encode(conditions)
-                made = self.backbone.generate(
+                encoded = backbone.encode(conditions)
+                made = backbone.generate(
                     encoded, self._noise(segment, purpose), self.settings.steps
                 )
             except torch.OutOfMemoryError as error:
@@ -102,29 +109,30 @@ class FullTier:
             count, seed=self.seed, segment=segment, purpose=purpose + use
         )
 
-    def _conditions(
-        self,
-        given: SegmentConditions,
-        span: tuple[int, int],
-        fit: _Fit,
-        tail: UInt8,
-        caption: str,
-        frame_rate: float,
-    ) -> Conditions:
-        wanted = self.backbone.fit_frames(span[1] - span[0])
-        shown = np.minimum(np.arange(span[0], span[0] + wanted), span[1] - 1)
-        held = conditioning.forward_fill(given.frames, given.step)[shown, 1]
-        pictures = {int(k): fit.place(conditioning.upsampled(given, int(k))) for k in set(held)}
-        arrived = shown % given.step == 0
-        return Conditions(
-            base=np.stack([pictures[int(k)] for k in held]),
-            kept=arrived & (given.factor == 1) & (given.step >= _KEYFRAME_STEP),
-            tail=tail,
-            frame_rate=frame_rate,
-            caption=caption,
-            sketch=None if given.sketch is None else _sketches(given, shown, fit),
-            skeleton=None if given.points is None else _skeletons(given, shown, fit),
-        )
+
+def _conditions(
+    given: SegmentConditions,
+    span: tuple[int, int],
+    frames: int,
+    fit: _Fit,
+    tail: UInt8,
+    caption: str,
+    frame_rate: float,
+) -> Conditions:
+    """The conditions of a window of a segment, its last frame repeated up to `frames`."""
+    shown = np.minimum(np.arange(span[0], span[0] + frames), span[1] - 1)
+    held = conditioning.forward_fill(given.frames, given.step)[shown, 1]
+    pictures = {int(k): fit.place(conditioning.upsampled(given, int(k))) for k in set(held)}
+    arrived = shown % given.step == 0
+    return Conditions(
+        base=np.stack([pictures[int(k)] for k in held]),
+        kept=arrived & (given.factor == 1) & (given.step >= _KEYFRAME_STEP),
+        tail=tail,
+        frame_rate=frame_rate,
+        caption=caption,
+        sketch=None if given.sketch is None else _sketches(given, shown, fit),
+        skeleton=None if given.points is None else _skeletons(given, shown, fit),
+    )
 
 
 def _sketches(given: SegmentConditions, shown: Any, fit: _Fit) -> UInt8:
@@ -152,7 +160,7 @@ def _on_black(lines: UInt8, fit: _Fit) -> UInt8:
 
 
 def load(header: StreamHeader, runtime: Runtime) -> FullTier:
-    """Return the backbone that the user names, or the first installed, ready to draw a stream.
+    """Return the backbone that the user names, or the first installed; weights come on first use.
 
     ModelError if none is installed or its files do not fit; ResourceError if memory will not do.
     """
@@ -178,7 +186,7 @@ def load(header: StreamHeader, runtime: Runtime) -> FullTier:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.host_free()
     mode, estimate = memory.choose(load, wanted.memory, free, device=device.type)
     settings = dataclasses.replace(settings, memory=mode)
-    backbone = protocol.load(entry.family, folder, settings, device, dtype)
+    backbone = partial(protocol.load, entry.family, folder, settings, device, dtype)
     notes = [
         f"drawn by {entry.id}, which is not the decoder that the stream names"
         f" ({header.decoder_id.hex()}): the signals are the same, the picture differs",
