@@ -124,6 +124,18 @@ def explain(tracks: Tracks, path: CameraPath) -> Solution:
     return Solution(path, Structure(points, table), evidence)
 
 
+def rescaled(tracks: Tracks, path: CameraPath) -> Solution:
+    """Return `explain` of a path in any unit, with lengths and confidence as `solve` gives them."""
+    solution = explain(tracks, path)
+    points, seen = solution.structure.points, solution.structure.seen
+    near = points[:, 2][seen[:, 0] & (points[:, 2] > 0)] if len(points) else np.zeros(0)
+    depth = float(np.median(near)) if len(near) else 1.0
+    path = replace(
+        path, translations=path.translations / depth, confidence=confidence(solution.evidence)
+    )
+    return Solution(path, Structure(points / depth, seen), solution.evidence)
+
+
 def confidence(evidence: Evidence) -> float:
     """Return roughly the chance, in [0, 1], that a path is right.
 

@@ -10,6 +10,7 @@ from semvc.analysis.types import GRID, MOVING, CameraPath, DepthGrid, Float64, S
 _NEAR_FRAMES = 12  # a point helps if it was followed at most this many frames away
 _SMOOTH = 0.05  # weight of the grid's second differences against one point's error
 _ROUNDS = 6  # of reweighting
+_BEYOND = 1.5  # how far beyond most points' inverse depths a node may lie, as a factor
 _LEAST_SHARE = 0.02  # smallest inverse depth, as a share of the median
 
 
@@ -43,11 +44,12 @@ def depth_grid(
         error = np.abs(weights @ nodes - inverse)
         scale = max(1.5 * float(np.median(error)), 0.02 * float(np.median(inverse)))
         trust = 1 / (1 + (error / scale) ** 2)
-    np.clip(nodes, _LEAST_SHARE * np.median(inverse), 2 * inverse.max(), out=nodes)
-    near = np.zeros(rows * columns, bool)
-    near[np.unique(cells)] = True
+    far, near = np.percentile(inverse, (2, 98))
+    np.clip(nodes, max(far / _BEYOND, _LEAST_SHARE * np.median(inverse)), near * _BEYOND, out=nodes)
+    close = np.zeros(rows * columns, bool)
+    close[np.unique(cells)] = True
     depths = (1 / nodes).reshape(GRID).astype(np.float32)
-    return DepthGrid(frame, depths, float(near.mean()))
+    return DepthGrid(frame, depths, float(close.mean()))
 
 
 def _evidence(

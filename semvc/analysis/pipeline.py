@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from semvc.analysis import camera, depth, external, masks, tracks
-from semvc.analysis.types import Analysis, Bool, Masks, UInt8
+from semvc.analysis import camera, colmap, depth, external, flow, masks, tracks
+from semvc.analysis.types import MOVING, Analysis, Bool, Masks, UInt8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-METHODS = ("auto", "opencv")
+METHODS = ("auto", "opencv", "pycolmap", "flowmap")
 _CLEAR = 0.94  # share of fitting observations above which nothing seems to move
 _MARGIN = 3  # samples by which masks are widened before points are followed beside them
 
@@ -24,8 +24,9 @@ _MARGIN = 3  # samples by which masks are widened before points are followed bes
 class Wanted:
     """How to analyse a clip.
 
-    method: one of `METHODS` (`auto` is `opencv`) or a file that `external.read_path` reads. masks:
-    a folder that `masks.read_masks` reads. focal: in picture widths, if known.
+    method: one of `METHODS` (`auto` is `opencv`; `pycolmap` and `flowmap` start from its result) or
+    a file that `external.read_path` reads. masks: a folder that `masks.read_masks` reads. focal: in
+    picture widths, if known.
     """
 
     method: str = "auto"
@@ -52,6 +53,8 @@ def analyse(
     motion = masks.Motion(frames)
     if wanted.method in METHODS:
         solution, found = _passes(motion, lumas, given, wanted.focal)
+        if wanted.method in ("pycolmap", "flowmap") and solution.camera.kind == MOVING:
+            solution = _other(wanted.method, motion, lumas, solution, found)
     else:
         path = external.read_path(Path(wanted.method), start, count, (width, height))
         solution = camera.explain(_follow(lumas, None if given is None else given.ids > 0), path)
@@ -90,14 +93,34 @@ def _passes(
     return solution, found
 
 
+def _other(
+    method: str,
+    motion: masks.Motion,
+    lumas: list[UInt8],
+    solution: camera.Solution,
+    found: Masks,
+) -> camera.Solution:
+    """Another method's path beside the movers found; the first solution if it has none."""
+    movers = _widened(lumas, found.ids > 0)
+    if method == "pycolmap":
+        path = colmap.find_path(lumas, movers)
+    else:
+        path = flow.refined(motion, solution, found)
+    return solution if path is None else camera.rescaled(tracks.follow(lumas, movers), path)
+
+
 def _follow(lumas: list[UInt8], movers: Bool | None) -> tracks.Tracks:
     """Follow points outside of `movers`, bool [T, h, w] at any size, widened a little."""
     if movers is None or not movers.any():
         return tracks.follow(lumas)
+    return tracks.follow(lumas, _widened(lumas, movers))
+
+
+def _widened(lumas: list[UInt8], movers: Bool) -> Bool:
     height, width = lumas[0].shape
     wide = np.ones((2 * _MARGIN + 1, 2 * _MARGIN + 1), np.uint8)
     avoid = []
     for layer in movers.astype(np.uint8):
         layer = cv2.resize(layer, (width, height), interpolation=cv2.INTER_NEAREST)
         avoid.append(cv2.dilate(layer, wide) > 0)
-    return tracks.follow(lumas, np.stack(avoid))
+    return np.stack(avoid)
