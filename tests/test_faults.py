@@ -227,5 +227,5 @@ def test_little_memory_is_no_bug_of_ours(
         "decode", larger_stream, tmp_path / "a.mp4", *PREVIEW, preexec_fn=limited,
         env=environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
     )  # fmt: skip
-    assert done.returncode in (0, 7, 8), done.stderr
+    assert done.returncode in (0, 3, 7, 8), done.stderr
     assert names(tmp_path) == (["a.mp4"] if done.returncode == 0 else [])
