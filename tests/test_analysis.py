@@ -5,6 +5,7 @@ Pictures are rendered at twice the size and averaged, as a lens and a sensor do.
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from scene import Scene
 
 from semvc.analysis import bundle
+from semvc.analysis.colmap import find_path
 from semvc.analysis.depth import depth_grid
 from semvc.analysis.pipeline import Wanted, analyse
 from semvc.analysis.types import Analysis, CameraPath, Structure
@@ -101,10 +103,25 @@ def test_a_given_path_and_given_masks_are_used(tmp_path: Path) -> None:
     truth = Scene(160, 96, 6, Fraction(8), stones=3, balls=0, dolly=1.5)
     np.savez(tmp_path / "path.npz", poses=truth.poses(), focal=0.9)
     found = analyse(truth.render()[0], (0, 5), Wanted(method=str(tmp_path / "path.npz")))
-    assert np.allclose(found.camera.positions(), truth.poses()[:, :3, 3])
+    ahead, true = found.camera.positions()[:, 2], truth.poses()[:, 2, 3]
+    scale = true[-1] / ahead[-1]  # the file's unit, in depths of the first frame
+    assert 2 < scale < 6
+    assert np.allclose(ahead * scale, true)
     assert [grid.frame for grid in found.depths] == [0, 5]
-    middle = found.depths[0].depths[2:4, 4:12]
+    middle = found.depths[0].depths[2:4, 4:12] * scale
     assert 2 < np.median(middle) < 6
+
+
+def test_known_masks_are_kept() -> None:
+    ids = np.zeros((4, 64, 96), np.uint8)
+    ids[:, 20:40, 30:50] = 2
+    assert np.array_equal(analyse(Scene(96, 64, 4).render()[0], ids=ids).masks.ids, ids)
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    with pytest.raises(UsageError, match=r"semvc\[pose\]"):
+        find_path([np.zeros((48, 64), np.uint8)] * 2, None)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

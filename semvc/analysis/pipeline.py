@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from semvc.analysis import camera, colmap, depth, external, flow, masks, tracks
-from semvc.analysis.types import MOVING, Analysis, Bool, Masks, UInt8
+from semvc.analysis import camera, colmap, depth, external, masks, tracks
+from semvc.analysis.types import MOVING, Analysis, Bool, CameraPath, Masks, UInt8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,30 +25,38 @@ class Wanted:
     """How to analyse a clip.
 
     method: one of `METHODS` (`auto` is `opencv`; `pycolmap` and `flowmap` start from its result) or
-    a file that `external.read_path` reads. masks: a folder that `masks.read_masks` reads. focal: in
-    picture widths, if known.
+    a file that `external.read_path` reads. masks: a folder that `masks.read_masks` reads.
+    segmenter: a folder with a SAM 2.1 video model that follows the masks found. focal: in picture
+    widths, if known.
     """
 
     method: str = "auto"
     masks: Path | None = None
+    segmenter: Path | None = None
     focal: float | None = None
 
 
 def analyse(
-    frames: UInt8, keyframes: Sequence[int] = (0,), wanted: Wanted | None = None, start: int = 0
+    frames: UInt8,
+    keyframes: Sequence[int] = (0,),
+    wanted: Wanted | None = None,
+    start: int = 0,
+    ids: UInt8 | None = None,
 ) -> Analysis:
     """Return camera, masks, points and a depth grid for each of `keyframes`.
 
     frames: uint8 [T, H, W, 3], one shot. start: this clip's first frame within the files that
-    `wanted` names. A camera of low confidence (`Analysis.camera.confidence`) is not to be used.
-    Raises UsageError for an unknown method or an unusable file.
+    `wanted` names. ids: masks uint8 [T, H, W] that are known already, instead of files. A camera of
+    low confidence (`Analysis.camera.confidence`) is not to be used.
+    Raises UsageError for an unknown method or an unusable file,
+    ModelError for an unusable segmenter.
     """
     wanted = wanted or Wanted()
     count, height, width = frames.shape[:3]
     size = tracks.work_size(width, height)
     lumas = tracks.grey(frames, size)
-    given = None
-    if wanted.masks is not None:
+    given = None if ids is None else Masks(ids, method="file")
+    if given is None and wanted.masks is not None:
         given = masks.read_masks(wanted.masks, (count, height, width), start)
     motion = masks.Motion(frames)
     if wanted.method in METHODS:
@@ -57,10 +65,13 @@ def analyse(
             solution = _other(wanted.method, motion, lumas, solution, found)
     else:
         path = external.read_path(Path(wanted.method), start, count, (width, height))
-        solution = camera.explain(_follow(lumas, None if given is None else given.ids > 0), path)
-        found = given or masks.find_masks(motion, path, solution.structure)
-        if given is None:
-            solution = camera.explain(_follow(lumas, found.ids > 0), path)
+        still = None if given is None else given.ids > 0
+        solution = _scaled(tracks.follow(lumas) if still is None else _follow(lumas, still), path)
+        found = given or masks.find_masks(motion, solution.camera, solution.structure)
+        if given is None and found.count:
+            solution = _scaled(_follow(lumas, found.ids > 0), path)
+    if wanted.segmenter is not None and given is None:
+        solution, found = _followed(wanted.segmenter, wanted, frames, lumas, (solution, found))
     grids = tuple(
         depth.depth_grid(k, solution.camera, solution.structure, (width, height)) for k in keyframes
     )
@@ -93,6 +104,30 @@ def _passes(
     return solution, found
 
 
+def _scaled(points: tracks.Tracks, path: CameraPath) -> camera.Solution:
+    """A user's path in units of the first frame's depth, believed as it is."""
+    solution = camera.rescaled(points, path)
+    return replace(solution, camera=replace(solution.camera, confidence=path.confidence))
+
+
+def _followed(
+    folder: Path,
+    wanted: Wanted,
+    frames: UInt8,
+    lumas: list[UInt8],
+    known: tuple[camera.Solution, Masks],
+) -> tuple[camera.Solution, Masks]:
+    """Masks by SAM 2.1 from those found, and poses beside them."""
+    from semvc.backbones.segmenter import Segmenter
+
+    solution, found = known
+    ids = Segmenter(folder).follow(frames, found.ids)
+    better = Masks(ids, found.confidence, "sam2")
+    if wanted.method in METHODS and better.count:
+        solution = camera.solve(_follow(lumas, ids > 0), wanted.focal)
+    return solution, better
+
+
 def _other(
     method: str,
     motion: masks.Motion,
@@ -105,6 +140,8 @@ def _other(
     if method == "pycolmap":
         path = colmap.find_path(lumas, movers)
     else:
+        from semvc.analysis import flow  # torch, which nothing else here needs
+
         path = flow.refined(motion, solution, found)
     return solution if path is None else camera.rescaled(tracks.follow(lumas, movers), path)
 

@@ -116,12 +116,11 @@ class _Problem:
         """Points in camera coordinates [k, n, 3] of `places` [k, n, 2] by grids [k, 1, r, c]."""
         scale = places.new_tensor([2.0, 2.0 / self.aspect])
         at = (places * scale)[:, None]
-        log = functional.grid_sample(
-            logs, at, mode="bilinear", padding_mode="border", align_corners=True
+        inverse = functional.grid_sample(
+            logs.exp(), at, mode="bilinear", padding_mode="border", align_corners=True
         )[:, 0, 0]
-        depth = torch.exp(-log)[..., None]
         ray = torch.cat((places / log_focal.exp(), torch.ones_like(places[..., :1])), -1)
-        return ray * depth
+        return ray / inverse[..., None]
 
     def poses(self, logs: Tensor, log_focal: Tensor) -> tuple[Tensor, Tensor]:
         """World-to-camera poses of all frames, chained from neighbour to neighbour."""
