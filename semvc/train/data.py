@@ -5,7 +5,8 @@ frames: `source` uint8 [N, L, S, S, 3], the frames; `arrivals` uint8 [N, K, S, S
 base-layer frames around them, upsampled; `sketch` and `skeleton` uint8 [N, L, S/4, S/4],
 conditions as rendered (255 = set); `held` uint8 [N, L, 3], which arrivals are the previous, held
 and next one; `phase` float32 [N, L]; `settings` float32 [N, 3]: crf, log2 of the spatial and
-temporal factor; `figure` uint8 [N], 1 where the skeleton is meaningful. Shards may differ in N, L, K and S.
+temporal factor; `figure` uint8 [N], 1 where the skeleton is meaningful. Shards may differ in N, L,
+K and S.
 """
 
 from __future__ import annotations
