@@ -169,8 +169,8 @@ _ENCODE = (
     ),
     click.option(
         "--camera",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="Camera path for cpsgd: TUM, COLMAP or RealEstate10K text, or npz.",
+        type=click.Path(path_type=Path, exists=True),
+        help="Camera path for cpsgd: TUM, COLMAP or RealEstate10K text, npz, or a dump.",
     ),
     click.option(
         "--masks",

@@ -19,11 +19,11 @@ from scene import Scene, Sound, beep_times, beeps, read_sound, write_video
 from semvc import decoder, encoder, profiles
 from semvc.bitstream.container import StreamReader
 from semvc.bitstream.headers import ProfileId, SectionType
-from semvc.errors import BitstreamError, UsageError
+from semvc.errors import BitstreamError
 from semvc.inspect import verify_signals
 from semvc.media.files import read_png, write_png
 from semvc.profiles import keyframing
-from semvc.profiles.findings import Finder, Findings, MaskFolder, packed
+from semvc.profiles.findings import Finder, Findings, packed
 from semvc.signals.camera import Camera, encode_camera, poses, to_tum
 from semvc.types import Clip, EncodeOptions
 
@@ -146,10 +146,22 @@ def test_everything_is_dumped(made: Made, tmp_path: Path, capfd: Any) -> None:
 
 
 def test_what_is_dumped_can_be_used_again(made: Made, tmp_path: Path, capfd: Any) -> None:
-    call(capfd, "dump", made.stream, tmp_path / "d")
-    words = ("-p", "cpsgd", "--camera", tmp_path / "d" / "00000-camera.txt", *FAST, "--quiet")
+    first, second = tmp_path / "d", tmp_path / "e"
+    call(capfd, "dump", made.stream, first)
+    words = ("-p", "cpsgd", "--camera", first, "--masks", first, *FAST, "--quiet")
+    again = call(capfd, "encode", made.video, tmp_path / "b.svc", *words)
+    assert again.code == 0, again.err
+    assert call(capfd, "dump", tmp_path / "b.svc", second).code == 0
+    for name in ("00000-camera.txt", "00001-camera.txt"):
+        one, two = (np.loadtxt(folder / name) for folder in (first, second))
+        assert np.abs(one - two).max() < 0.02
+        assert (first / name).read_text().splitlines()[0] in (second / name).read_text()
+    for name in ("00000-mask-0005.png", "00001-mask-0003.png"):
+        one, two = (read_png(folder / name) for folder in (first, second))
+        assert (one == two).mean() > 0.97
     short = write_video(tmp_path / "short.mp4", SCENE.render()[0][:18])
-    assert call(capfd, "encode", short, tmp_path / "b.svc", *words).code == 0
+    words = ("-p", "cpsgd", "--camera", first / "00000-camera.txt", *FAST, "--quiet")
+    assert call(capfd, "encode", short, tmp_path / "c.svc", *words).code == 0
 
 
 def test_sound_is_kept(made: Made, tmp_path: Path, capfd: Any) -> None:
@@ -288,18 +300,6 @@ def test_a_segment_without_a_camera_is_coded_as_disco_does(
     listed = names(tmp_path / "d")
     assert "00001-base.mp4" in listed and "00000-camera.txt" in listed
     assert "00001-caption.txt" in listed
-
-
-def test_masks_of_any_colors_are_read(tmp_path: Path) -> None:
-    image = np.zeros((4, 6, 3), np.uint8)
-    image[0, 0], image[1, 1], image[2, 2] = (128, 0, 0), (0, 128, 0), (0, 0, 1)
-    write_png(tmp_path / "b.png", image)
-    write_png(tmp_path / "a.png", image * 0)
-    ids = MaskFolder(tmp_path).read(0, 2, (4, 6))
-    assert not ids[0].any() and (ids[1, 2, 2], ids[1, 1, 1], ids[1, 0, 0]) == (1, 2, 3)
-    write_png(tmp_path / "c.png", np.arange(24, dtype=np.uint8).reshape(4, 6))
-    with pytest.raises(UsageError, match="at most 8 objects"):
-        MaskFolder(tmp_path)
 
 
 # --- keyframes

@@ -1,15 +1,21 @@
-"""Camera paths from files of other programs: TUM, COLMAP text, RealEstate10K text and npz.
+"""Camera paths and masks from files: of other programs, and of this one's `dump`.
 
-- TUM: lines `time tx ty tz qx qy qz qw`, camera to world.
+- TUM: lines `time tx ty tz qx qy qz qw`, camera to world. The line `# focal F of the width;
+  principal point X of the width, Y of the width from the middle of the height` is understood.
 - COLMAP: `images.txt` with `cameras.txt` beside it; images in order of name, world to camera.
 - RealEstate10K: an address, then lines `time fx fy cx cy 0 0 r11 .. t3`, world to camera, with
   intrinsics as fractions of width and height.
 - npz: `rotations` [T, 3, 3] and `translations` [T, 3], world to camera, or `poses` [T, 3 or 4, 4],
   camera to world; optional `focal`, in picture widths.
+- A folder that `dump` wrote: `NNNNN-camera.txt` for each segment, TUM; `info.json` says where each
+  begins.
+- Masks: PNG files, see `MaskFolder`.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +23,26 @@ from pathlib import Path
 import numpy as np
 
 from semvc.analysis.camera import PRIOR
-from semvc.analysis.types import MOVING, STATIC, TURNING, CameraPath, Float64
+from semvc.analysis.types import (
+    MAX_OBJECTS,
+    MOVING,
+    STATIC,
+    TURNING,
+    CameraPath,
+    Float64,
+    Int64,
+    UInt8,
+)
 from semvc.errors import UsageError
+from semvc.media.files import read_png
 
 _MAX_BYTES = 64 << 20
 _STILL = 1e-9
+_FOCAL = re.compile(
+    r"#\s*focal (\S+) of the width"
+    r"(?:; principal point (\S+) of the width, (\S+) of the width from the middle)?"
+)
+_DUMPED = re.compile(r"(\d+)-(mask|keyframe|depth)-(\d+)\.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +55,47 @@ class _Poses:
     centre: tuple[float, float] = (0.5, 0.5)
 
 
+def segment_file(folder: Path, start: int, count: int) -> tuple[Path, int] | None:
+    """The file of a dump that has the camera of `count` frames from `start` on, and where there.
+
+    None if those frames lie in a segment without a camera. Raises UsageError if they lie in more
+    than one segment, whose paths have nothing in common, or beyond the last.
+    """
+    for index, (first, frames) in enumerate(_segments(folder)):
+        if first <= start < first + frames:
+            if start + count > first + frames:
+                raise UsageError(
+                    f"frames {start} to {start + count - 1} lie in more than one segment of"
+                    f" {folder}: encode with the segments that were dumped"
+                )
+            file = folder / f"{index:05d}-camera.txt"
+            return (file, start - first) if file.exists() else None
+    raise UsageError(f"{folder} has no segment with frame {start}")
+
+
+def _segments(folder: Path) -> list[tuple[int, int]]:
+    """First frame and number of frames of each segment of a dump."""
+    try:
+        rows = json.loads((folder / "info.json").read_text("utf-8"))["table"]
+        return [(int(row["start"]), int(row["frames"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"cannot read {folder / 'info.json'}, which says where segments begin: {error}"
+        ) from error
+
+
 def read_path(file: Path, start: int, count: int, size: tuple[int, int]) -> CameraPath:
     """Return poses `start` to `start + count` of a file, relative to the first of them.
 
     `size` is the frames' (width, height). Lengths stay in the file's unit. Raises UsageError for a
-    file that cannot be read, is of no known kind or holds too few poses.
+    file that cannot be read, is of no known kind or holds too few poses, and for a dump's segment
+    without a camera.
     """
+    if file.is_dir() and not (file / "images.txt").exists():
+        found = segment_file(file, start, count)
+        if found is None:
+            raise UsageError(f"{file} has no camera for frame {start}")
+        file, start = found
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise UsageError(f"camera file {file} is larger than {_MAX_BYTES >> 20} MiB")
@@ -69,6 +125,77 @@ def read_path(file: Path, start: int, count: int, size: tuple[int, int]) -> Came
         raise UsageError(f"camera file {file}: {error}") from error
 
 
+class MaskFolder:
+    """PNG files of a folder, one for each frame in the order of their names.
+
+    Black is background, every other color an object; the first in order of color is number 1. All
+    files may be grey, as `dump` writes them, or colored, as annotation tools do. In a folder that
+    `dump` wrote, masks are for the frames that their names say; other frames have no objects.
+    Raises UsageError for a folder without PNG files, or with too many colors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is no folder of mask PNG files")
+        self._folder = folder
+        self._dumped = any(_DUMPED.fullmatch(path.name) for path in folder.glob("*.png"))
+        self._paths = self._by_segment() if self._dumped else self._by_name()
+        if not self._paths:
+            raise UsageError(f"{folder} has no mask PNG files")
+        colors: set[int] = set()
+        for path in self._paths.values():
+            colors.update(np.unique(_colors(path)).tolist())
+        self._colors = sorted(colors - {0})
+        if len(self._colors) > MAX_OBJECTS:
+            raise UsageError(
+                f"the masks in {folder} have {len(self._colors)} colors besides black, at most"
+                f" {MAX_OBJECTS} objects are possible"
+            )
+
+    def read(self, start: int, count: int, size: tuple[int, ...]) -> UInt8:
+        """Numbers of objects in some frames, uint8 [count, height, width].
+
+        Raises UsageError if masks are missing or of another size than `size` (height, width).
+        """
+        if not self._dumped and len(self._paths) < start + count:
+            raise UsageError(
+                f"{self._folder} has {len(self._paths)} masks, and the video at least"
+                f" {start + count} frames: it needs one for each"
+            )
+        ids = np.zeros((count, *size), np.uint8)
+        for t in range(count):
+            if start + t not in self._paths:
+                continue
+            path = self._paths[start + t]
+            found = _colors(path)
+            if found.shape != tuple(size):
+                raise UsageError(
+                    f"{path} is {found.shape[1]}x{found.shape[0]}, the video {size[1]}x{size[0]}"
+                )
+            for number, color in enumerate(self._colors, 1):
+                ids[t][found == color] = number
+        return ids
+
+    def _by_name(self) -> dict[int, Path]:
+        return dict(enumerate(sorted(self._folder.glob("*.png"))))
+
+    def _by_segment(self) -> dict[int, Path]:
+        starts = [first for first, _ in _segments(self._folder)]
+        paths = {}
+        for path in self._folder.glob("*-mask-*.png"):
+            named = _DUMPED.fullmatch(path.name)
+            if named is not None and int(named[1]) < len(starts):
+                paths[starts[int(named[1])] + int(named[3])] = path
+        return paths
+
+
+def _colors(path: Path) -> Int64:
+    """A PNG's colors as numbers [H, W]."""
+    channels = read_png(path).astype(np.int64)
+    found: Int64 = channels @ np.array([1 << 16, 1 << 8, 1])
+    return found
+
+
 def _read(file: Path, size: tuple[int, int]) -> _Poses:
     if file.suffix == ".npz":
         return _read_npz(file)
@@ -84,7 +211,8 @@ def _read(file: Path, size: tuple[int, int]) -> _Poses:
     if widths == {19}:
         return _read_realestate(rows)
     if widths == {8}:
-        return _read_tum(rows)
+        heads = (_FOCAL.match(" ".join(line)) for line in lines)
+        return _read_tum(rows, next((head for head in heads if head), None), size)
     raise ValueError(f"lines hold {sorted(widths)} numbers, not 8 (TUM) or 19 (RealEstate10K)")
 
 
@@ -101,10 +229,16 @@ def _read_npz(file: Path) -> _Poses:
     return _Poses(rotations, -np.einsum("tij,tj->ti", rotations, poses[:, :3, 3]), focal)
 
 
-def _read_tum(rows: list[list[str]]) -> _Poses:
+def _read_tum(rows: list[list[str]], head: re.Match[str] | None, size: tuple[int, int]) -> _Poses:
     table = np.array(rows, np.float64)
     rotations = np.swapaxes(_from_quaternions(table[:, 4:8]), 1, 2)
-    return _Poses(rotations, -np.einsum("tij,tj->ti", rotations, table[:, 1:4]))
+    translations = -np.einsum("tij,tj->ti", rotations, table[:, 1:4])
+    if head is None:
+        return _Poses(rotations, translations)
+    centre = (0.5, 0.5)
+    if head[2] is not None:
+        centre = (float(head[2]), 0.5 + float(head[3]) * size[0] / size[1])
+    return _Poses(rotations, translations, float(head[1]), centre)
 
 
 def _read_realestate(rows: list[list[str]]) -> _Poses:

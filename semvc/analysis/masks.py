@@ -6,8 +6,6 @@ the frames before and in those after, moves. Regions become objects that keep th
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +21,6 @@ from semvc.analysis.types import (
     Structure,
     UInt8,
 )
-from semvc.errors import UsageError
 
 SIDE = 320  # samples of the longer side of the pictures that are looked at
 _GAPS = (2, 5)  # frames between the pictures of a flow
@@ -113,33 +110,6 @@ def carried(motion: Motion, masks: Masks) -> Bool:
             came = cv2.remap(before, *place, cv2.INTER_NEAREST) > 0
             regions[t] |= came & motion.trusted(t, t + back, at)
     return regions if regions.mean((1, 2)).max() < 0.5 else start
-
-
-def read_masks(folder: Path, shape: tuple[int, int, int], start: int = 0) -> Masks:
-    """Read one PNG a frame, in order of name; values are object ids, 0 to 8, or 255 for object 1.
-
-    `shape` is (T, H, W) of the frames from number `start` on. Raises UsageError if pictures are
-    missing, unreadable or of another size.
-    """
-    files = sorted(folder.glob("*.png"))
-    if len(files) < shape[0]:
-        raise UsageError(
-            f"{folder} holds {len(files)} PNG masks, but the clip has {shape[0]} frames"
-        )
-    layers: list[UInt8] = []
-    for file in files[start : start + shape[0]]:
-        layer = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-        if layer is None:
-            raise UsageError(f"cannot read mask {file}: write 8-bit PNG files")
-        layer = np.asarray(layer)
-        layer = layer if layer.ndim == 2 else layer[..., :3].max(2)
-        if layer.shape != shape[1:]:
-            raise UsageError(f"mask {file} is {layer.shape}, the frames are {shape[1:]}")
-        layer = np.where(layer == 255, 1, layer)
-        if layer.max() > MAX_OBJECTS:
-            raise UsageError(f"mask {file} has id {layer.max()}; ids are 0 to {MAX_OBJECTS}")
-        layers.append(layer.astype(np.uint8))
-    return Masks(np.stack(layers), method="file")
 
 
 def _region(motion: Motion, t: int, camera: CameraPath, structure: Structure) -> Bool:

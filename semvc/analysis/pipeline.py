@@ -25,7 +25,7 @@ class Wanted:
     """How to analyse a clip.
 
     method: one of `METHODS` (`auto` is `opencv`; `pycolmap` and `flowmap` start from its result) or
-    a file that `external.read_path` reads. masks: a folder that `masks.read_masks` reads.
+    a file that `external.read_path` reads. masks: a folder for `external.MaskFolder`.
     segmenter: a folder with a SAM 2.1 video model that follows the masks found. focal: in picture
     widths, if known.
     """
@@ -57,7 +57,8 @@ def analyse(
     lumas = tracks.grey(frames, size)
     given = None if ids is None else Masks(ids, method="file")
     if given is None and wanted.masks is not None:
-        given = masks.read_masks(wanted.masks, (count, height, width), start)
+        read = external.MaskFolder(wanted.masks).read(start, count, (height, width))
+        given = Masks(read, method="file")
     motion = masks.Motion(frames)
     if wanted.method in METHODS:
         solution, found = _passes(motion, lumas, given, wanted.focal)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
+Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 MAX_OBJECTS = 8

@@ -344,7 +344,7 @@ class Cpsgd:
             (folder / f"{stem}-camera.txt").write_text(text, "ascii")
         if signals.masks is not None:
             ids = _ids(signals.masks, (header.height, header.width))
-            for frame in range(0, segment.frames, signals.masks.step):
+            for frame in range(segment.frames):
                 path = folder / f"{stem}-mask-{frame:04d}.png"
                 write_png(path, ids(frame) * np.uint8(_MASK_UNIT))
         pictures = color.yuv420_to_rgb(signals.planes)

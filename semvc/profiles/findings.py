@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from semvc.analysis.types import MAX_OBJECTS, MOVING, CameraPath
-from semvc.errors import UsageError
-from semvc.media.files import read_png
+from semvc.analysis.types import MOVING, CameraPath
 from semvc.profiles.keyframing import candidates
 from semvc.signals.depth import COLUMNS, ROWS
 from semvc.types import Clip
@@ -81,8 +79,10 @@ class Finder:
     """
 
     def __init__(self, camera: Path | None, masks: Path | None) -> None:
+        from semvc.analysis import external
+
         self._camera = camera
-        self._masks = None if masks is None else MaskFolder(masks)
+        self._masks = None if masks is None else external.MaskFolder(masks)
         self._found: dict[tuple[int, int], Findings | None] = {}
 
     def find(self, clip: Clip, start: int) -> Findings | None:
@@ -97,6 +97,8 @@ class Finder:
         ids = None
         if self._masks is not None:
             ids = self._masks.read(start, count, clip.frames.shape[1:3])
+        if self._lacking(start, count):
+            return None
         path = self._given(clip, start)
         if path is not None and path.kind != MOVING:
             return packed(path, ids)  # depth and scale do not matter
@@ -108,7 +110,8 @@ class Finder:
 
         places = candidates(len(clip.frames))
         method = "auto" if self._camera is None else str(self._camera)
-        found = pipeline.analyse(clip.frames, places, pipeline.Wanted(method=method), start)
+        wanted = pipeline.Wanted(method=method)
+        found = pipeline.analyse(clip.frames, places, wanted, start, ids)
         if found.camera.confidence < LEAST_CONFIDENCE:
             return None
         if ids is None and found.masks.confidence >= LEAST_MASK_CONFIDENCE:
@@ -124,6 +127,15 @@ class Finder:
             nearest=min(_MOST_NEAREST, max(_LEAST_NEAREST, near)),
         )
 
+    def _lacking(self, start: int, count: int) -> bool:
+        """Whether the user gave a dump whose segment there has no camera."""
+        from semvc.analysis import external
+
+        folder = self._camera
+        if folder is None or not folder.is_dir() or (folder / "images.txt").exists():
+            return False
+        return external.segment_file(folder, start, count) is None
+
     def _given(self, clip: Clip, start: int) -> CameraPath | None:
         """The user's path for a clip, the first frame of which is the world; its unit is kept."""
         if self._camera is None:
@@ -132,53 +144,3 @@ class Finder:
 
         size = (clip.info.width, clip.info.height)
         return external.read_path(self._camera, start, len(clip.frames), size)
-
-
-class MaskFolder:
-    """PNG files of a folder, one for each frame in the order of their names.
-
-    Black is background, every other color an object; the first in order of color is number 1. All
-    files may be grey, as `dump` writes them, or colored, as annotation tools do.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is no folder of mask PNG files")
-        self._folder = folder
-        self._paths = sorted(folder.glob("*.png"))
-        if not self._paths:
-            raise UsageError(f"{folder} has no PNG files")
-        colors: set[int] = set()
-        for path in self._paths:
-            colors.update(np.unique(_colors(path)).tolist())
-        self._colors = sorted(colors - {0})
-        if len(self._colors) > MAX_OBJECTS:
-            raise UsageError(
-                f"the masks in {folder} have {len(self._colors)} colors besides black, at most"
-                f" {MAX_OBJECTS} objects are possible"
-            )
-
-    def read(self, start: int, count: int, size: tuple[int, ...]) -> UInt8:
-        """Numbers of objects in some frames, uint8 [count, height, width]."""
-        if len(self._paths) < start + count:
-            raise UsageError(
-                f"{self._folder} has {len(self._paths)} masks, and the video at least"
-                f" {start + count} frames: it needs one for each"
-            )
-        ids = np.zeros((count, *size), np.uint8)
-        for t, path in enumerate(self._paths[start : start + count]):
-            found = _colors(path)
-            if found.shape != tuple(size):
-                raise UsageError(
-                    f"{path} is {found.shape[1]}x{found.shape[0]}, the video {size[1]}x{size[0]}"
-                )
-            for number, color in enumerate(self._colors, 1):
-                ids[t][found == color] = number
-        return ids
-
-
-def _colors(path: Path) -> npt.NDArray[np.int64]:
-    """A PNG's colors as numbers [H, W]."""
-    channels = read_png(path).astype(np.int64)
-    found: npt.NDArray[np.int64] = channels @ np.array([1 << 16, 1 << 8, 1])
-    return found
