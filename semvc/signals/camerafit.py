@@ -6,6 +6,7 @@ coded path takes the place of the true one. Encoder only; nothing here is normat
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -168,7 +169,7 @@ def _fitted(path: Path, still: Camera, count: int, bits: tuple[int, int]) -> Cam
     """Steps of the given fineness from pose to pose, each from where the coded one before is."""
     if count < 1:
         return still
-    rotations, positions = _sampled(path, count)
+    rotations, positions = _knots(path, count)
     turn_unit, move_unit = 2.0 ** -bits[0], 2.0 ** -bits[1]
     turns, moves = np.zeros((count, 3), np.int64), np.zeros((count, 3), np.int64)
     here, stands = np.eye(3), np.zeros(3)
@@ -193,8 +194,33 @@ def _bounded(steps: Int64) -> Int32:
     return np.clip(steps, -MAX_VALUE, MAX_VALUE).astype(np.int32)
 
 
-def _sampled(path: Path, count: int) -> tuple[Float64, Float64]:
-    """The true poses at count + 1 even times."""
+def _knots(path: Path, count: int) -> tuple[Float64, Float64]:
+    """count + 1 poses at even times whose spline is nearest to all true poses, the first exact.
+
+    Places are a linear least-squares problem. Turns are one too after those of the true path at
+    the same times are taken off, since what is left is small.
+    """
+    frames = len(path.rotations)
     before, after = path.rotations[:-1], path.rotations[1:]
     turns = rotation_vector(after @ np.swapaxes(before, 1, 2))
-    return resampled(path.rotations, path.positions, turns, count + 1)
+    rotations, _ = resampled(path.rotations, path.positions, turns, count + 1)
+    basis, inverse = _spline(count, frames)
+    steps = rotation_vector(rotations[1:] @ np.swapaxes(rotations[:-1], 1, 2))
+    made, _ = resampled(rotations, np.zeros((count + 1, 3)), steps, frames)
+    left = rotation_vector(path.rotations @ np.swapaxes(made, 1, 2))
+    rotations[1:] = rotation(inverse @ left) @ rotations[1:]
+    positions = np.empty((count + 1, 3))
+    positions[0] = path.positions[0]
+    positions[1:] = inverse @ (path.positions - basis[:, :1] * positions[0])
+    return rotations, positions
+
+
+@functools.lru_cache(maxsize=64)
+def _spline(count: int, frames: int) -> tuple[Float64, Float64]:
+    """How `frames` places depend on count + 1 poses' [frames, count + 1]; what the last ones are.
+
+    The second, [count, frames], gives all poses but the first from what that one leaves.
+    """
+    still, none = np.tile(np.eye(3), (count + 1, 1, 1)), np.zeros((count, 3))
+    _, basis = resampled(still, np.eye(count + 1), none, frames)
+    return basis, np.asarray(np.linalg.pinv(basis[:, 1:]), np.float64)
