@@ -14,9 +14,12 @@ import pytest
 import torch
 from cache import write_metric_weights
 from program import environment
+from safetensors.torch import save_file
 from test_cpsgd_nets import TINY
 
 from semvc.errors import UsageError
+from semvc.nets.cpsgd_generator import SceneInputs
+from semvc.nets.generator import Conditioning, Generator, Memory
 from semvc.train import families, loop, prepare_scenes, recipe
 from semvc.train.scene_data import FIELDS, SceneCache
 
@@ -69,11 +72,13 @@ def load(tmp_path: Path, adversarial: float = 0.0) -> recipe.Recipe:
     return recipe.load(path)
 
 
-def trainer(tmp_path: Path, cache: Path, adversarial: float = 0.0) -> loop.Trainer:
+def trainer(
+    tmp_path: Path, cache: Path, adversarial: float = 0.0, start: Path | None = None
+) -> loop.Trainer:
     metrics = tmp_path / "metrics"
     if not metrics.exists():
         write_metric_weights(metrics)
-    run = loop.Run(tmp_path / "run", [cache], metrics)
+    run = loop.Run(tmp_path / "run", [cache], metrics, start=start)
     return loop.Trainer(load(tmp_path, adversarial), run)
 
 
@@ -130,6 +135,38 @@ def test_the_loss_falls_on_one_batch(tmp_path: Path, cache: Path, adversarial: f
     assert ("critic" in rows[0]) == bool(adversarial)
     picture = one.picture(stage)
     assert picture.shape == (64, 96, 3) and picture.dtype == torch.uint8
+
+
+def test_a_run_may_start_from_weights_of_profile_disco(tmp_path: Path, cache: Path) -> None:
+    given = {name: TINY[name] for name in ("widths", "depths", "embedding", "memory")}
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        disco = Generator(**given).eval()
+        for p in disco.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) * 0.1)
+        save_file(dict(disco.state_dict()), tmp_path / "disco.safetensors")
+        begun = trainer(tmp_path, cache, start=tmp_path / "disco.safetensors").network.eval()
+        noisy, *views = (torch.rand(2, 3, 32, 32, generator=draw) * 2 - 1 for _ in range(4))
+        frame, features = views[0], torch.rand(2, TINY["memory"], 4, 4, generator=draw)
+        crf, factor, phase = torch.tensor([[30.0, 60.0], [0.0, 1.0], [0.25, 0.5]])
+        level, valid = torch.tensor([999, 400]), torch.rand(2, 1, 32, 32, generator=draw)
+        scene = SceneInputs(
+            base=views[1],
+            before=torch.cat([views[0], valid], 1),
+            after=torch.cat([views[2], valid], 1),
+            rays=torch.rand(2, 6, 8, 8, generator=draw),
+            control=torch.rand(2, 5, 32, 32, generator=draw),
+            crf=crf,
+            factor_log2=factor,
+            phase=phase,
+        )
+        seen = Conditioning(torch.cat(views, 1), None, None, crf, factor, crf * 0, phase)
+        wanted, _ = disco(noisy, level, seen, Memory(frame, features))
+        for control in (None, scene.control):
+            inputs = dataclasses.replace(scene, control=control)
+            found, _ = begun(noisy, level, inputs, Memory(frame, features))
+            assert torch.allclose(found, wanted, atol=0.02 if control is not None else 1e-4)
+    assert not torch.allclose(wanted, views[1], atol=0.1)
 
 
 def test_a_resumed_run_equals_the_straight_one(tmp_path: Path, cache: Path) -> None:

@@ -1,17 +1,22 @@
-"""Training of profile cpsgd's small generator: unrolled repair of scenes warped from keyframes."""
+"""Training of profile cpsgd's small generator: unrolled repair of scenes warped from keyframes.
+
+A run may start from weights of profile disco's small generator of the same widths and depths: both
+are one trunk, which then knows how to repair coded pictures before the first step.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from semvc.errors import UsageError
 from semvc.nets import schedule
-from semvc.nets.cpsgd_generator import STRIDE, CpsgdGenerator
+from semvc.nets.cpsgd_generator import PATCH, STRIDE, VIEW, CpsgdGenerator
 from semvc.nets.generator import Memory
 from semvc.nets.load import place
 from semvc.train import losses
@@ -90,7 +95,9 @@ class Cpsgd:
     def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
         self._device, self._dtype = inputs.device, inputs.dtype
         try:
-            self.network = place(CpsgdGenerator(**recipe.network), inputs.device)
+            network = CpsgdGenerator(**recipe.network)
+            network.register_load_state_dict_pre_hook(_accept_disco)
+            self.network = place(network, inputs.device)
             critic = losses.Discriminator(**{"width": 48} | recipe.critic)
         except TypeError as error:
             raise UsageError(f"recipe of {recipe.model}: {error}") from error
@@ -180,3 +187,31 @@ class Cpsgd:
 
     def _mixed(self) -> torch.autocast:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+
+def _accept_disco(network: CpsgdGenerator, state: dict[str, Any], *_: Any) -> None:
+    """Make weights of `generator.Generator` those of `network`, in place, if they are such.
+
+    Disco's held, previous and next frame become the base and the views before and after; what it
+    does not have keeps its first values, which are without influence.
+    """
+    if "stem.weight" not in state or any(name.startswith("pose.") for name in state):
+        return
+    own = network.state_dict()
+    given, cell = dict(state), PATCH * PATCH
+    stem = own["stem.weight"].clone()
+    stem[:, 3 * cell :] = 0
+    before, after = 6 * cell, (6 + VIEW) * cell
+    # to: noise, base, before, after; from: noise, previous, held, next
+    for to, source in ((0, 0), (3 * cell, 6 * cell), (before, 3 * cell), (after, 9 * cell)):
+        stem[:, to : to + 3 * cell] = given["stem.weight"][:, source : source + 3 * cell]
+    embed = torch.zeros_like(own["embed.0.weight"])
+    times = network.embedding
+    found = given["embed.0.weight"]
+    embed[:, :times] = found[:, :times]
+    # to: crf, factor, phase, memory; from: crf, spatial factor, phase, memory
+    for to, source, scale in ((0, 0, 70 / 63), (1, 1, 1.0), (2, 3, 1.0), (4, 6, 1.0)):
+        embed[:, times + to] = found[:, times + source] * scale
+    state.clear()
+    state.update(own)
+    state.update(given | {"stem.weight": stem, "embed.0.weight": embed})

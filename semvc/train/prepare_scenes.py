@@ -51,7 +51,9 @@ _FINE = 4  # how much finer true depth is than the decoder's grid
 _SPANS = (8, 40)  # frames of a photograph's scene
 _CLIP_SIDE = 360  # rows of clips
 _CLIP_FRAMES = 100
-_CRF = (20.0, 63.0)
+_CRF = {1: (24.0, 60.0), 2: (40.0, 62.0), 4: (42.0, 70.0)}  # of keyframes, by how much smaller
+_FACTORS = (1, 1, 2, 2, 4)
+_SUPER = 2  # how much larger scenes are rendered than they are stored, so that they stay sharp
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,8 @@ def _conditions(
 ) -> SceneConditions:
     """What a decoder would have, keyframes coded and masks fitted."""
     count, height, width = shot.frames.shape[:3]
-    factor = int(random.choice((1, 1, 2)))
-    crf = float(random.uniform(*_CRF))
+    factor = int(random.choice(_FACTORS))
+    crf = float(random.uniform(*_CRF[factor]))
     small = color.resize(shot.frames[list(places)], *conditioning.base_size(height, width, factor))
     header, obus = av1.encode_segment(small, crf=crf, preset=10, fps=Fraction(1))
     size = (small.shape[2], small.shape[1])
@@ -237,11 +239,12 @@ def _view(view: View) -> UInt8:
 
 
 def _framed(picture: UInt8, random: np.random.Generator) -> UInt8:
-    """A square part of a picture at the frame's size."""
+    """A square part of a picture at the size of rendering."""
     side = min(picture.shape[:2])
     side = int(side * random.uniform(0.6, 1.0))
     y, x = (int(random.integers(n - side + 1)) for n in picture.shape[:2])
-    return color.resize(picture[None, y : y + side, x : x + side], _FRAME, _FRAME)[0]
+    large = _FRAME * _SUPER
+    return color.resize(picture[None, y : y + side, x : x + side], large, large)[0]
 
 
 def _moved(photo: UInt8, other: UInt8, random: np.random.Generator) -> Shot:
@@ -256,15 +259,23 @@ def _moved(photo: UInt8, other: UInt8, random: np.random.Generator) -> Shot:
         np.concatenate((r, -(r @ p)[:, None]), 1) for r, p in zip(rotations, positions, strict=True)
     ]
     frames = np.empty((count, _FRAME, _FRAME, 3), np.uint8)
+    fine = matrix * np.array([[_SUPER], [_SUPER], [1]])
     for t in range(count):  # seen from the middle, so that both ends show what it lacks alike
-        seen = warp(photo, grid, poses[middle], poses[t], matrix).image
-        frames[t] = np.clip(seen + 0.5, 0, 255)
+        seen = warp(photo, grid, poses[middle], poses[t], fine).image
+        frames[t] = _shown(seen)
     wanted = sorted({0, count // 3, 2 * count // 3, count - 1})
     coarse = {t: _seen_depth(grid, poses[middle], poses[t], matrix) for t in wanted}
     ids = None
     if random.random() < 0.6:
-        ids = _passing(frames, other, random)
+        ids = _passing(frames, _shown(other.astype(np.float32)), random)
     return Shot(frames, rotations, positions, focal, coarse, ids)
+
+
+def _shown(seen: Float32) -> UInt8:
+    """What was rendered, float32 [H, W, 3], as it is stored: means of blocks, uint8."""
+    height, width = (side // _SUPER for side in seen.shape[:2])
+    blocks = seen.reshape(height, _SUPER, width, _SUPER, 3).mean((1, 3))
+    return np.clip(blocks + np.float32(0.5), 0, 255).astype(np.uint8)
 
 
 def _path(count: int, random: np.random.Generator) -> tuple[Float64, Float64]:
