@@ -309,7 +309,7 @@ _FULL = (
     click.option(
         "--packing",
         type=click.Choice(["shared", "offset", "alternate"]),
-        help="Of backbone ltx: where reference tokens lie, as its LoRA was trained.",
+        help="Of backbone ltx: where reference tokens lie; by default as its LoRA says.",
     ),
     click.option(
         "--strength",
@@ -415,7 +415,7 @@ def full_tier(given: dict[str, Any]) -> FullTier:
         loras=given["loras"],
         memory=given["memory"] or "auto",
         quant=given["quant"] or "none",
-        packing=given["packing"] or "shared",
+        packing=given["packing"] or "",
         steps=given["steps"] or 0,
         strength=given["strength"],
         guidance=given["guidance"],

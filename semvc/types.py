@@ -123,8 +123,8 @@ class FullTier:
 
     `backbone` is an id or family of the manifest, empty for the first that is installed; `home` is
     searched after `Runtime.models_dir`. `loras` are safetensors files. `memory` is auto, full,
-    offload or group; `quant` none, fp8 or int8; `packing` shared, offset or alternate. `steps` 0
-    and `strength` and `guidance` None mean the backbone's own.
+    offload or group; `quant` none, fp8 or int8; `packing` shared, offset or alternate,
+    empty for the LoRA's own. `steps` 0 and `strength` and `guidance` None mean the backbone's own.
     """
 
     backbone: str = ""
@@ -132,7 +132,7 @@ class FullTier:
     loras: tuple[Path, ...] = ()
     memory: str = "auto"
     quant: str = "none"
-    packing: str = "shared"
+    packing: str = ""
     steps: int = 0
     strength: float | None = None
     guidance: float | None = None

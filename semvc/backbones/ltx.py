@@ -17,22 +17,13 @@ import torch
 from torch import Tensor
 
 from semvc.backbones import flow, parts, tokens
-from semvc.backbones.pixels import from_pixels, half, set_tiles, to_pixels
-from semvc.backbones.protocol import (
-    DECODE_NOISE,
-    SAMPLE_NOISE,
-    Conditions,
-    Noise,
-    Settings,
-    UInt8,
-    up_to,
-)
+from semvc.backbones.ltxvae import LtxPictures
+from semvc.backbones.pixels import half
+from semvc.backbones.protocol import SAMPLE_NOISE, Conditions, Noise, Settings, UInt8, up_to
 from semvc.backbones.text import Text, TextEncoder
 from semvc.backbones.tokens import SPACE, TIME, Packing, Reference, Sequence
-from semvc.errors import ModelError
 
 TEXT_TOKENS = 256
-_DECODE_TIMESTEP, _DECODE_LEVEL = 0.05, 0.025  # of autoencoders that denoise while decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +51,12 @@ class Ltx:
         transformer = parts.read(folder, "transformer", "LTXVideoTransformer3DModel", dtype)
         parts.add_loras(transformer, "ltx", settings.loras)
         parts.quantise(transformer, settings.quant, dtype)
-        vae = parts.read(folder, "vae", "AutoencoderKLLTXVideo", dtype)
-        if (vae.spatial_compression_ratio, vae.temporal_compression_ratio) != (SPACE, TIME):
-            raise ModelError(f"{folder}: an autoencoder with other strides than LTX-Video's")
-        set_tiles(vae, settings.tile)
-        self._channels, self._timed = (
-            vae.config.latent_channels,
-            bool(vae.config.timestep_conditioning),
+        self._pictures = LtxPictures(
+            folder, device, dtype, tile=settings.tile, resident=settings.memory == "full"
         )
-        self._mean, self._std = (
-            v.float().view(1, -1, 1, 1, 1).to(device) for v in (vae.latents_mean, vae.latents_std)
-        )
+        self._channels = self._pictures.channels
         width = transformer.config.caption_channels
         self._transformer = parts.place(transformer, device, settings.memory)
-        self._vae = parts.Part(vae, device, resident=settings.memory == "full")
         self._schedule = flow.read_schedule(folder, settings.shift)
         self._texts = TextEncoder(
             folder, length=TEXT_TOKENS, width=width, device=device, dtype=dtype
@@ -93,13 +76,12 @@ class Ltx:
         """Encode references, tail and caption; frames 8k + 1, sides as `fit_size` gives."""
         frames, height, width = given.base.shape[:3]
         shape = ((frames - 1) // TIME + 1, height // SPACE, width // SPACE)
-        with self._vae.used() as vae:
-            streams = [self._reference(vae, given.base)]
-            for lines in (given.sketch, given.skeleton):
-                if lines is not None:
-                    streams.append(self._reference(vae, np.repeat(lines[..., None], 3, 3)))
-            tail = self._latents(vae, given.tail) if len(given.tail) else None
-            start = self._latents(vae, given.base) if self._settings.strength < 1 else None
+        pictures = self._pictures
+        with pictures.used() as vae:
+            found = references(pictures, vae, given, self._settings.reference_scale)
+            tail = pictures.latents(vae, given.tail) if len(given.tail) else None
+            start = pictures.latents(vae, given.base) if self._settings.strength < 1 else None
+        streams = [Reference(x, self._settings.reference_scale) for x in found.values()]
         packed = tokens.pack(streams, Packing(self._settings.packing), given.frame_rate)
         sequence = Sequence(packed, shape, given.frame_rate).to(self._device)
         return Encoded(sequence, shape, start, tail, self._texts(given.caption), self._texts(""))
@@ -126,7 +108,8 @@ class Ltx:
                 at = torch.where(pinned, 0.0, now)[None]
                 moved = flow.step(x, self._guided(network, x, at, encoded), now, after)
                 x = torch.where(pinned[None, :, None], x, moved)
-        return self._decode(tokens.unflatten(x, encoded.shape), noise)
+        with self._pictures.used() as vae:
+            return self._pictures.pixels(vae, tokens.unflatten(x, encoded.shape), noise)
 
     def _guided(self, network: Any, x: Tensor, at: Tensor, encoded: Encoded) -> Tensor:
         found = velocity(network, x.to(self._dtype), at, encoded.sequence, encoded.text)
@@ -135,24 +118,17 @@ class Ltx:
         free = velocity(network, x.to(self._dtype), at, encoded.sequence, encoded.empty)
         return free + self._settings.guidance * (found - free)
 
-    def _reference(self, vae: Any, clip: UInt8) -> Reference:
-        scale = self._settings.reference_scale
-        return Reference(self._latents(vae, half(clip) if scale == 2 else clip), scale)
 
-    def _latents(self, vae: Any, clip: UInt8) -> Tensor:
-        """Normalised float32 latents [1, C, f, h, w] of a clip uint8 [T, H, W, 3]."""
-        found = vae.encode(to_pixels(clip, self._device, self._dtype)).latent_dist.mode().float()
-        return (found - self._mean) / self._std
+def references(pictures: LtxPictures, vae: Any, given: Conditions, scale: int) -> dict[str, Tensor]:
+    """Return the latents of the streams a window has, of base, sketch and skeleton in this order.
 
-    def _decode(self, latents: Tensor, noise: Noise) -> UInt8:
-        raw = latents * self._std + self._mean
-        at = None
-        if self._timed:
-            fresh = torch.from_numpy(noise(raw.numel(), DECODE_NOISE)).to(self._device)
-            raw = (1 - _DECODE_LEVEL) * raw + _DECODE_LEVEL * fresh.view_as(raw)
-            at = torch.tensor([_DECODE_TIMESTEP], device=self._device, dtype=self._dtype)
-        with self._vae.used() as vae:
-            return from_pixels(vae.decode(raw.to(self._dtype), at, return_dict=False)[0])
+    `scale` 2 encodes them at half size. Training and decoding share it.
+    """
+    clips: dict[str, UInt8] = {"base": given.base}
+    for name, lines in (("sketch", given.sketch), ("skeleton", given.skeleton)):
+        if lines is not None:
+            clips[name] = np.repeat(lines[..., None], 3, 3)
+    return {n: pictures.latents(vae, half(c) if scale == 2 else c) for n, c in clips.items()}
 
 
 def velocity(network: Any, x: Tensor, at: Tensor, sequence: Sequence, text: Text) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -128,6 +128,12 @@ class Int8Linear(nn.Module):
 
 def _has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def lora_notes(path: Path) -> dict[str, str]:
+    """Return what a LoRA file says of itself: of our own training, packing and reference_scale."""
+    with loading(path), safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
 
 
 def add_loras(network: Any, family: str, files: tuple[Path, ...]) -> None:

@@ -248,7 +248,7 @@ class Disco:
         self, signals: Signals, segment: Segment, header: StreamHeader
     ) -> Iterator[UInt8]:
         """Yield the segment's frames, uint8 [H, W, 3] RGB."""
-        given = _conditions(signals, segment, header)
+        given = conditions(signals, segment, header)
         if self._full is not None:
             caption = "" if signals.caption is None else signals.caption.text
             rate = float(header.frame_rate)
@@ -296,7 +296,8 @@ def _has_generator(tier: str, runtime: Runtime) -> bool:
     return any((r.role, r.profile, r.tier) == ("generator", "disco", tier) for r in rows)
 
 
-def _conditions(signals: Signals, segment: Segment, header: StreamHeader) -> SegmentConditions:
+def conditions(signals: Signals, segment: Segment, header: StreamHeader) -> SegmentConditions:
+    """Return what a generator is given of a segment's signals."""
     size = (header.width, header.height)
     factor = conditioning.factor_of(size, header.base_size or size) or 1  # `unpack` has checked it
     points, visible = _held_skeleton(signals.skeleton, segment.frames)

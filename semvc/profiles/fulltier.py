@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from semvc.backbones import manifest, memory, protocol, windows
+from semvc.backbones import manifest, memory, parts, protocol, windows
 from semvc.backbones.protocol import Backbone, Conditions, Settings
 from semvc.bitstream.headers import SectionType, StreamHeader
 from semvc.errors import ResourceError, UsageError
@@ -34,7 +34,7 @@ _KEYFRAME_STEP = 4  # full-size base frames that come this rarely are keyframes 
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
+class Fit:
     """A picture's size, the size it is drawn at, and that size padded to what a backbone makes."""
 
     picture: tuple[int, int]
@@ -42,11 +42,12 @@ class _Fit:
     padded: tuple[int, int]
 
     @staticmethod
-    def of(picture: tuple[int, int], backbone: Backbone, max_pixels: int) -> _Fit:
+    def of(picture: tuple[int, int], backbone: Backbone, max_pixels: int) -> Fit:
+        """Return how a backbone draws a picture of (width, height) in at most `max_pixels`."""
         width, height = picture
         scale = min(1.0, (max_pixels / (width * height)) ** 0.5)
         drawn = (max(1, int(width * scale)), max(1, int(height * scale)))
-        return _Fit(picture, drawn, backbone.fit_size(*drawn))
+        return Fit(picture, drawn, backbone.fit_size(*drawn))
 
     def place(self, frame: UInt8) -> UInt8:
         """Return uint8 [H, W, C] at the padded size, edges repeated."""
@@ -80,12 +81,12 @@ class FullTier:
         """Yield a segment's frames, uint8 [H, W, 3] RGB; ResourceError if memory runs out."""
         backbone = self.backbone = self.backbone() if callable(self.backbone) else self.backbone
         size = (given.width, given.height)
-        fit = _Fit.of(size, backbone, self.settings.max_pixels)
+        fit = Fit.of(size, backbone, self.settings.max_pixels)
         spans = windows.plan(given.frames, self.settings.frames, self.settings.overlap)
         tail = np.zeros((0, *reversed(fit.padded), 3), np.uint8)
         for number, (start, stop) in enumerate(spans):
             frames = backbone.fit_frames(stop - start)
-            conditions = _conditions(given, (start, stop), frames, fit, tail, caption, frame_rate)
+            conditions = window(given, (start, stop), frames, fit, tail, caption, frame_rate)
             purpose = _NOISE + _USES * (number % _WINDOWS)
             try:
                 encoded = backbone.encode(conditions)
@@ -110,16 +111,16 @@ class FullTier:
         )
 
 
-def _conditions(
+def window(
     given: SegmentConditions,
     span: tuple[int, int],
     frames: int,
-    fit: _Fit,
+    fit: Fit,
     tail: UInt8,
     caption: str,
     frame_rate: float,
 ) -> Conditions:
-    """The conditions of a window of a segment, its last frame repeated up to `frames`."""
+    """Return the conditions of a window of a segment, its last frame repeated up to `frames`."""
     shown = np.minimum(np.arange(span[0], span[0] + frames), span[1] - 1)
     held = conditioning.forward_fill(given.frames, given.step)[shown, 1]
     pictures = {int(k): fit.place(conditioning.upsampled(given, int(k))) for k in set(held)}
@@ -135,7 +136,7 @@ def _conditions(
     )
 
 
-def _sketches(given: SegmentConditions, shown: Any, fit: _Fit) -> UInt8:
+def _sketches(given: SegmentConditions, shown: Any, fit: Fit) -> UInt8:
     maps = given.sketch if given.sketch is not None else np.zeros((1, 1, 1), np.uint8)
     held = np.minimum(shown // given.sketch_step, len(maps) - 1)
     drawn = {
@@ -144,7 +145,7 @@ def _sketches(given: SegmentConditions, shown: Any, fit: _Fit) -> UInt8:
     return np.stack([_on_black(drawn[int(k)], fit) for k in held])
 
 
-def _skeletons(given: SegmentConditions, shown: Any, fit: _Fit) -> UInt8:
+def _skeletons(given: SegmentConditions, shown: Any, fit: Fit) -> UInt8:
     shape = (fit.drawn[1], fit.drawn[0])
     points, visible = given.points, given.visible
     if points is None or visible is None:
@@ -153,7 +154,7 @@ def _skeletons(given: SegmentConditions, shown: Any, fit: _Fit) -> UInt8:
     return np.stack([_on_black(lines, fit) for lines in drawn])
 
 
-def _on_black(lines: UInt8, fit: _Fit) -> UInt8:
+def _on_black(lines: UInt8, fit: Fit) -> UInt8:
     out = np.zeros((fit.padded[1], fit.padded[0]), np.uint8)
     out[: fit.drawn[1], : fit.drawn[0]] = lines
     return out
@@ -202,11 +203,22 @@ def load(header: StreamHeader, runtime: Runtime) -> FullTier:
 
 
 def settings_of(entry: manifest.Entry, wanted: Any) -> Settings:
-    """Return a backbone's settings with the user's (`types.FullTier`) in place of its own."""
+    """Return a backbone's settings with the user's (`types.FullTier`) in place of its own.
+
+    What a LoRA file says of its training comes between: packing and reference_scale. UsageError
+    where the user contradicts it.
+    """
     own = entry.strength if wanted.loras else entry.strength_alone
+    notes: dict[str, str] = {}
     for path in wanted.loras:
         if not Path(path).is_file():
             raise UsageError(f"no LoRA file {path}: give a safetensors file with --lora")
+        notes |= parts.lora_notes(path)
+    trained = notes.get("packing", "")
+    if wanted.packing and trained not in ("", wanted.packing):
+        raise UsageError(
+            f"the LoRA was trained with --packing {trained}, not {wanted.packing}: leave it out"
+        )
     return Settings(
         steps=wanted.steps or entry.steps,
         guidance=entry.guidance if wanted.guidance is None else wanted.guidance,
@@ -216,7 +228,8 @@ def settings_of(entry: manifest.Entry, wanted: Any) -> Settings:
         strength=own if wanted.strength is None else wanted.strength,
         shift=entry.shift,
         tile=entry.tile,
-        packing=wanted.packing,
+        packing=wanted.packing or trained or "shared",
+        reference_scale=2 if notes.get("reference_scale") == "2" else 1,
         quant=wanted.quant,
         loras=tuple(wanted.loras),
     )

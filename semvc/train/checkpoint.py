@@ -58,13 +58,17 @@ def load(folder: Path) -> Checkpoint | None:
     return Checkpoint(parts, notes)
 
 
-def export(folder: Path, path: Path) -> None:
-    """Write a run's running average as fp16 weights, the form in which models ship."""
+def export(folder: Path, path: Path, notes: dict[str, str] | None = None) -> None:
+    """Write a run's running average as fp16 weights, the form in which models ship.
+
+    `notes` become the file's metadata.
+    """
     found = load(folder)
     if found is None or not found.parts.get("average"):
         raise UsageError(f"no checkpoint in {folder}: train first")
     part = path.with_name(path.name + ".part")
-    save_file({n: t.half().contiguous() for n, t in found.parts["average"].items()}, part)
+    tensors = {n: t.half().contiguous() for n, t in found.parts["average"].items()}
+    save_file(tensors, part, notes or None)
     part.chmod(0o644)  # safetensors writes for the owner alone
     part.replace(path)
 

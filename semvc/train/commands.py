@@ -115,6 +115,38 @@ def unpack(pieces: tuple[Path, ...], out: Path, as_json: bool, quiet: bool) -> N
 
 
 @main.command()
+@click.argument("out", type=_FOLDER)
+@click.argument("backbone", type=_FOLDER)
+@click.option("--clips", type=_FOLDER, required=True, help="Folder of videos.")
+@click.option("--frames", default=57, show_default=True, help="Frames of a window, 8k + 1.")
+@click.option("--side", default=512, show_default=True, help="Luma samples of a window's sides.")
+@click.option("--most", default=4, show_default=True, help="Windows of one video at most.")
+@click.option("--preset", default=8, show_default=True, help="SVT-AV1's.")
+@click.option(
+    "--reference-scale", default=1, show_default=True, help="2 takes references at half size."
+)
+@click.option("--seed", default=1, show_default=True, help="Another seed gives other qualities.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@_json
+@_quiet
+def windows(
+    out: Path, backbone: Path, clips: Path, device: str, as_json: bool, quiet: bool, **given: int
+) -> None:
+    """Make the cache OUT of an in-context LoRA for BACKBONE, a folder with LTX-Video.
+
+    Windows of every video are coded as streams are and kept as the backbone's latents. Beside
+    VIDEO.mp4, VIDEO.txt is its caption and VIDEO.json its skeleton. Continues where it stopped.
+    """
+    from semvc.train import parallel, prepare_windows
+
+    settings = prepare_windows.Settings(**given)
+    place = parallel.alone(device).device
+    with _bar("windows", "video", quiet) as advance:
+        made = prepare_windows.fill(clips, out, backbone, settings, device=place, on_videos=advance)
+    _report({"windows": made}, as_json, f"{made} new windows in {out}")
+
+
+@main.command()
 @click.argument("recipe_path", metavar="RECIPE", type=_FILE)
 @click.argument("folder", type=_FOLDER)
 @click.option(
@@ -190,7 +222,7 @@ def export(recipe_path: Path, folder: Path, model: Path, as_json: bool) -> None:
 
     given = recipe.load(recipe_path)
     model.mkdir(parents=True, exist_ok=True)
-    checkpoint.export(folder, model / weights.WEIGHTS)
+    checkpoint.export(folder, model / weights.WEIGHTS, families.notes(given))
     (model / weights.CONFIG).write_text(families.config(given), "utf-8")
     text = recipe_path.read_text("utf-8")
     (model / "recipe.toml").write_text(text, "utf-8")

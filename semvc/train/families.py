@@ -3,7 +3,7 @@
 A family is a module with four names. `Options` is a dataclass: the keys of its stages beyond those
 that every stage has. `build(recipe, inputs)` returns a `Task`. `config(recipe)` returns the text of
 the model folder's config.toml. `INDEX` is what the model's row of `index.toml` says beside id,
-bytes and hashes.
+bytes and hashes. A fifth, `notes(recipe)`, is what the weights' file says of itself, if anything.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _MODULES = {
     DEFAULT: "semvc.train.disco",
     "cpsgd-small": "semvc.train.cpsgd",
     "s2vc": "semvc.train.s2vc",
+    "ltx-lora": "semvc.train.ltx",
 }
 
 
@@ -108,6 +109,12 @@ def config(recipe: Recipe) -> str:
 def index_row(family: str) -> dict[str, Any]:
     """Return what a row of `index.toml` says beside the model's id, bytes and hashes."""
     return dict(_module(family).INDEX)
+
+
+def notes(recipe: Recipe) -> dict[str, str]:
+    """Return the metadata of the exported file of weights; empty for most families."""
+    make = getattr(_module(recipe.family), "notes", None)
+    return {} if make is None else dict(make(recipe))
 
 
 def _module(family: str) -> Any:
