@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from semvc import weights
+from semvc.backbones import manifest
 from semvc.errors import UsageError
 from semvc.rate import Target
 from semvc.types import EncodeOptions, FullTier, Limits
@@ -112,7 +115,19 @@ class _Text(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
         return text
 
 
+class _Device(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
+    """Where networks run; whether it is there is seen when they are loaded."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text := str(value)):
+            self.fail(f"{text!r} is unknown: give auto, cpu, cuda, cuda:N or mps.", param, ctx)
+        return text
+
+
 TEXT = _Text(Limits().max_text_bytes, files=True)
+DEVICE = _Device()
 
 
 def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -120,9 +135,21 @@ def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.ensure_object(dict)["debug"] = True
 
 
+def _check_models(ctx: click.Context, param: click.Parameter, folder: Path | None) -> Path | None:
+    """Refuse a folder without models: nothing of it would be used, and nobody would notice."""
+    if folder is None or (folder / weights.INDEX).is_file():
+        return folder
+    if any(manifest.is_folder(path) for path in folder.iterdir()):
+        return folder
+    above = folder.absolute().parent
+    hint = f" Did you mean {above}?" if (above / weights.INDEX).is_file() else ""
+    raise click.BadParameter(f"{folder} has no {weights.INDEX} and no backbone.{hint}", ctx, param)
+
+
 _MODELS_DIR = click.option(
     "--models-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
+    callback=_check_models,
     help="Folder with models and index.toml, searched before the bundled one.",
 )
 _FORCE = click.option("--force", "-f", is_flag=True, help="Replace an existing output.")
@@ -275,7 +302,11 @@ _DECODE = (
         help="Constant rate factor of the output codec.",
     ),
     click.option(
-        "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+        "--device",
+        type=DEVICE,
+        default="auto",
+        show_default=True,
+        help="auto, cpu, cuda, cuda:N or mps.",
     ),
     click.option(
         "--dtype",

@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands that need them: `info` and `--hel
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -211,7 +212,10 @@ def encode(source: Path, target: Path, **given: Any) -> None:
     with _progress("encode", given) as advance:
         opened: Path | BinaryIO = sys.stdin.buffer if str(source) == "-" else source
         output: Path | BinaryIO = sys.stdout.buffer if str(target) == "-" else target
-        report = encoder.encode(opened, output, options, job=job, on_frames=advance)
+        measured = functools.partial(advance, verb="measure")
+        report = encoder.encode(
+            opened, output, options, job=job, on_frames=advance, on_measured=measured
+        )
     _finish(report, given, target)
 
 
@@ -409,14 +413,24 @@ def _stream(source: Path, *, pipe: bool = True) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _progress(verb: str, given: dict[str, Any]) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr if that is a terminal; the callback takes frames done and frames in all."""
+def _progress(verb: str, given: dict[str, Any]) -> Iterator[Callable[..., None]]:
+    """A bar on stderr if that is a terminal; the callback takes frames done and frames in all.
+
+    It may be given another `verb`: each begins a bar anew, as does a count that goes back.
+    """
     from tqdm import tqdm
 
     disable = True if given["quiet"] else None
     with tqdm(desc=verb, unit="frame", file=sys.stderr, disable=disable, dynamic_ncols=True) as bar:
+        shown = verb
 
-        def advance(done: int, total: int) -> None:
+        def advance(done: int, total: int, verb: str = verb) -> None:
+            nonlocal shown
+            if verb != shown or done < bar.n:
+                shown = verb
+                bar.refresh()  # what is finished, whole
+                bar.set_description(verb, refresh=False)
+                bar.reset()
             if total and bar.total != total:
                 bar.total = total
             bar.update(done - bar.n)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from semvc import profiles
+from semvc import __version__, profiles
 from semvc.bitstream.container import PartFile, Segment, StreamWriter, part_header, resume_writer
 from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
 from semvc.entropy import entropy_id
@@ -28,7 +28,7 @@ from semvc.errors import UsageError
 from semvc.media.audio import AudioTrack
 from semvc.media.reader import VideoReader
 from semvc.media.scenes import SegmentPlanner
-from semvc.rate import TOLERANCE, Shares, Target, search
+from semvc.rate import TOLERANCE, Memo, Shares, Target, search
 from semvc.report import Report
 from semvc.signals.audio import Audio, encode_audio
 from semvc.signals.timing import Timing, encode_timing
@@ -70,9 +70,12 @@ def encode(
     *,
     job: EncodeJob | None = None,
     on_frames: OnFrames | None = None,
+    on_measured: OnFrames | None = None,
 ) -> Report:
     """Encode a video into a stream; `on_frames(done, total)` is called as frames are written.
 
+    With a target rate, quick codings of the whole input come first, as many as are needed:
+    `on_measured(done, total)` is called as their frames are done, from 0 again in each.
     Raises MediaError for an unreadable input, UsageError for options that contradict or a target
     that cannot be met, ResourceError when writing fails. A file appears complete or not at all.
     """
@@ -91,7 +94,7 @@ def encode(
             stack.enter_context(track)
         encoder = _Encoder(reader, options, job, track)
         stack.callback(encoder.close)
-        encoder.measure()
+        encoder.measure(part, on_measured or (lambda *_: None))
         sink: PartFile | BinaryIO = target if part is None else part  # type: ignore[assignment]
         encoder.run(sink, on_frames or (lambda *_: None))
     encoder.report.seconds = time.monotonic() - begun
@@ -157,33 +160,48 @@ class _Encoder:
         for kind, size in writer.section_bytes.items():
             self.report.sections[kind.name.lower()] = size
         self.report.video_seconds = float(self.report.frames / self._rate)
+        self.report.notes += getattr(self._profile, "notes", ())
         self._judge_target()
 
     def close(self) -> None:
         """End the profile's child processes."""
         self._profile.close()
 
-    def measure(self) -> None:
+    def measure(self, part: PartFile | None, on_measured: OnFrames) -> None:
         """Code all of the input quickly to see where it needs its bytes, if a target is set.
 
-        Not possible with an input that can be read only once.
+        Not possible with an input that can be read only once. What is found out is noted beside
+        `part`, and taken from there when it is resumed.
         """
         target, quality = self._job.target, _SEARCH_FROM
         if target is None or self._reader.source.streamed:
             return
+        path = None if part is None else part.memo_path
+        memo = Memo(path, self._measuring_key(), read=self._job.resume)
         for _ in range(_PASSES):
-            self._shares = shares = self._measured(quality)
+            shares = memo.find(quality)
+            if shares is None:
+                shares = self._measured(quality, on_measured)
+                memo.add(shares)
+            self._shares = shares
             quality = shares.next_quality(self._left(target, shares, 0))
             if quality == shares.quality or len(shares.sizes) == 1:
                 return
 
-    def _measured(self, quality: float) -> Shares:
+    def _measuring_key(self) -> str:
+        """A hash of what decides the quick codings: program, input and options."""
+        digest = hashlib.sha256(f"{__version__} {self._options} {self._info}".encode())
+        digest.update(entropy_id() + self._reader.source.digest())
+        return digest.hexdigest()
+
+    def _measured(self, quality: float, on_measured: OnFrames) -> Shares:
         sizes: list[int] = []
         sounds: list[int] = []
         frames = 0
         options = dataclasses.replace(
             self._options, quality=quality, preset=max(_QUICK_PRESET, self._options.preset)
         )
+        on_measured(0, self._info.frame_count)
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(self._reader.source))
             track = _open_track(reader, self._options)
@@ -196,6 +214,7 @@ class _Encoder:
                 sizes.append(_framed(profile.encode(piece.clip, piece.start, quality, 0).sections))
                 sounds.append(len(piece.sound))
                 frames = piece.stop
+                on_measured(frames, self._info.frame_count)
         return Shares(quality, tuple(sizes), tuple(sounds), frames)
 
     def _pieces(self, reader: VideoReader, track: AudioTrack | None) -> Iterator[_Piece]:

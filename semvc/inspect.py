@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -52,7 +52,8 @@ def dump(source: BinaryIO, folder: Path, *, force: bool, models_dir: Path | None
     """Write every signal as files a person can open; return how many there are.
 
     `info.json` describes the stream; each segment has its own files, named by its number.
-    UsageError for a folder that has files, unless `force`.
+    UsageError for a folder that has files, unless `force`. Where nothing could be written, no
+    folder is left.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: choose a folder")
@@ -60,9 +61,11 @@ def dump(source: BinaryIO, folder: Path, *, force: bool, models_dir: Path | None
         raise UsageError(f"{folder} exists and is not empty: use --force to write into it")
     reader = StreamReader(source)
     decoder.check_entropy(reader.header)
-    folder.mkdir(parents=True, exist_ok=True)
     sound: list[tuple[int, tuple[bytes, ...]]] = []
-    with contextlib.closing(profiles.create(reader.header.profile, models_dir)) as profile:
+    with (
+        _folders(folder),
+        contextlib.closing(profiles.create(reader.header.profile, models_dir)) as profile,
+    ):
         for segment in reader:
             timing, signals = decoder.unpack(profile, segment, reader.header)
             if timing is not None:
@@ -111,6 +114,20 @@ def edit(
         container.edit(
             source, part.sink, drop=kinds, replace=replace, state_check=check, sync=part.sync
         )
+
+
+@contextlib.contextmanager
+def _folders(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; after an error, remove those of them that are empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # one that is not empty ends it
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def _section(name: str) -> SectionType:

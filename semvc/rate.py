@@ -5,11 +5,15 @@ Bytes go where the content needs them: as `Shares` tells, all segments get about
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from semvc.errors import UsageError
 from semvc.types import VideoInfo
@@ -89,6 +93,35 @@ class Shares:
         return sum(rest) / max(1, rest[0]) if rest else 1.0
 
 
+class Memo:
+    """Quick first codings by quality, noted in a file for a run that is resumed.
+
+    `key` stands for all that decides them: what was noted under another is not read. Without a
+    `path`, or where nothing can be written, they are only remembered.
+    """
+
+    def __init__(self, path: Path | None, key: str, *, read: bool) -> None:
+        self._path, self._key = path, key
+        self._known: dict[float, Shares] = {}
+        if path is not None and read:
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                noted = json.loads(path.read_text("utf-8"))
+                if noted["key"] == key:
+                    self._known = {s.quality: s for s in map(_shares, noted["shares"])}
+
+    def find(self, quality: float) -> Shares | None:
+        """Return the coding at a quality, None if there was none."""
+        return self._known.get(quality)
+
+    def add(self, shares: Shares) -> None:
+        """Note a coding."""
+        self._known[shares.quality] = shares
+        if self._path is not None:
+            rows = [dataclasses.asdict(item) for item in self._known.values()]
+            with contextlib.suppress(OSError):
+                self._path.write_text(json.dumps({"key": self._key, "shares": rows}), "utf-8")
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One coding of a segment: its `quality`, its `size` in bytes."""
@@ -126,6 +159,14 @@ def search(
             break
     best = min(done, key=lambda q: abs(_error(done[q][0], budget)))
     return Trial(best, done[best][0]), done[best][1]
+
+
+def _shares(row: dict[str, Any]) -> Shares:
+    """What `Memo.add` wrote."""
+    sizes, sounds = (tuple(int(v) for v in row[name]) for name in ("sizes", "sounds"))
+    if not sizes or len(sizes) != len(sounds):
+        raise ValueError("segments without sizes")
+    return Shares(float(row["quality"]), sizes, sounds, int(row["frames"]))
 
 
 def _error(size: int, budget: float) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from semvc.errors import ModelError
 
-CONFIG, WEIGHTS = "config.toml", "weights.safetensors"
+CONFIG, WEIGHTS, INDEX = "config.toml", "weights.safetensors", "index.toml"
 _PACKAGE = Path(__file__).parent
 BUNDLED = (_PACKAGE / "_models", _PACKAGE.parent / "models")  # installed wheel, source tree
 _SYNTHESIS_VERSION = 1  # raised when conditioning, noise or sampling changes what a model gives
@@ -74,7 +74,7 @@ def index(models_dir: Path | None = None) -> tuple[ModelRef, ...]:
     """Return all known models, those of `models_dir` first; ModelError for an unreadable index."""
     found: dict[str, ModelRef] = {}
     for folder in _folders(models_dir):
-        path = folder / "index.toml"
+        path = folder / INDEX
         if not path.is_file():
             continue
         try:

@@ -175,6 +175,8 @@ def test_encode_refuses_wrong_options_before_it_works(
         (["--tier", "best"], "'best' is not one of 'preview', 'small'"),
         (["--output-quality", "52"], "52 is not in the range 0<=x<=51"),
         (["--resume", "--salvage"], "--resume and --salvage do not go together"),
+        (["--device", "tpu"], "'tpu' is unknown: give auto, cpu, cuda, cuda:N or mps"),
+        (["--models-dir", "."], "has no index.toml and no backbone"),
     ],
 )
 def test_decode_refuses_wrong_options(
@@ -184,14 +186,6 @@ def test_decode_refuses_wrong_options(
     found = run("decode", stream, tmp_path / "out.mp4", *tier, *words)
     assert (found.code, found.out) == (2, "") and message in found.err
     assert names(tmp_path) == []
-
-
-def test_an_unknown_device_is_wrong_usage(
-    run: Call, stream: Path, models: Path, tmp_path: Path
-) -> None:
-    words = ("--models-dir", models, "--any-decoder", "--device", "tpu9")
-    found = run("decode", stream, tmp_path / "out.mp4", *words)
-    assert (found.code, found.out) == (2, "") and "tpu9" in found.err
 
 
 def test_a_suffix_without_a_container_is_wrong_usage(
@@ -401,6 +395,13 @@ def test_dump_writes_files_a_person_can_open(run: Call, stream: Path, tmp_path: 
     again = run("dump", stream, folder)
     assert again.code == 2 and "exists and is not empty: use --force" in again.err
     assert run("dump", stream, folder, "--force").code == 0
+
+
+def test_a_dump_that_fails_leaves_no_empty_folder(run: Call, damaged: Path, tmp_path: Path) -> None:
+    before = names(tmp_path)
+    found = run("dump", damaged, tmp_path / "new" / "signals")
+    assert found.code == 4
+    assert names(tmp_path) == before
 
 
 def test_edit_drops_sound_and_keeps_the_picture(run: Call, stream: Path, tmp_path: Path) -> None:

@@ -33,7 +33,11 @@ _WEIGHTS = click.option(
     help="Folder with the weights of LPIPS and DISTS; without it the report says what is missing.",
 )
 _DEVICE = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    "--device",
+    type=arguments.DEVICE,
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:N.",
 )
 _LEARNED = ("lpips", "dists")  # checks that need weights
 

@@ -25,7 +25,8 @@ class PartFile:
     the way (unless `force` or `resume`), and ResourceError if another process is writing it.
     Leaving without an error makes `path` appear. Leaving with one never does: the part is kept
     after lack of resources or a mistake of ours, so that it can be resumed, and removed after a
-    signal, unless `keep_partial` or `resume`.
+    signal, unless `keep_partial` or `resume`. What the writer notes in a file of its own at
+    `memo_path`, for those who resume, goes when the part goes.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class PartFile:
     ) -> None:
         self.path = path
         self.part_path = path.with_name(path.name + ".part")
+        self.memo_path = path.with_name(path.name + ".part.memo")
         self._force, self._resume, self._keep = force, resume, keep_partial or resume
         self._fresh = False
         self.sink: io.FileIO
@@ -141,6 +143,7 @@ class PartFile:
     def _publish(self) -> None:
         try:
             os.fsync(self.sink.fileno())
+            self.memo_path.unlink(missing_ok=True)
             if self._force:
                 self.part_path.replace(self.path)
             else:
@@ -169,7 +172,7 @@ class PartFile:
             self.part_path.unlink()
 
     def _keeps(self, error: BaseException) -> bool:
-        if not os.fstat(self.sink.fileno()).st_size:
+        if not os.fstat(self.sink.fileno()).st_size and not self.memo_path.exists():
             return False
         if isinstance(error, ResourceError):
             return True
@@ -178,6 +181,7 @@ class PartFile:
         return True
 
     def _remove(self) -> None:
+        self.memo_path.unlink(missing_ok=True)
         self.part_path.unlink(missing_ok=True)
 
 

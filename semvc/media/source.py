@@ -6,6 +6,7 @@ make it open another file or a connection.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import shutil
@@ -66,6 +67,19 @@ class Source:
             raise MediaError(
                 f"{self.name}: not a video file that can be read{reason(error)}"
             ) from error
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the input's bytes; MediaError if they cannot be read.
+
+        Of an input that is `streamed`, whose bytes come once, it is that of none.
+        """
+        found, cursor = hashlib.sha256(), _Cursor(self._file)
+        try:
+            while not self.streamed and (part := cursor.read(1 << 20)):
+                found.update(part)
+        except OSError as error:
+            raise MediaError(f"cannot read {self.name}: {error.strerror}") from error
+        return found.digest()
 
     def close(self) -> None:
         """Close what this object opened itself."""

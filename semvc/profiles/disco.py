@@ -229,6 +229,7 @@ class Disco:
         from semvc.nets import load
         from semvc.nets.restore import Restorer
 
+        device, dtype = load.choose_device(runtime)
         ref = weights.for_profile("disco", tier, runtime.models_dir)
         if ref.decoder_id() != header.decoder_id and not runtime.any_decoder:
             named = weights.by_decoder(header.decoder_id, runtime.models_dir)
@@ -238,7 +239,6 @@ class Disco:
                 f" ({ref.decoder_id().hex()}); the stream itself is intact: --any-decoder"
                 " decodes it with the installed one, --tier preview without any"
             )
-        device, dtype = load.choose_device(runtime)
         network = load.build(weights.resolve(ref, runtime.models_dir), device, dtype)
         self._restorer = Restorer(
             network, device=device, dtype=dtype, steps=steps, seed=header.seed
