@@ -7,15 +7,16 @@ maps are made by integer arithmetic.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from semvc import weights
-from semvc.nets import load
+from semvc.nets import load, scene_restore
 from semvc.nets.conditioning import SegmentConditions
+from semvc.nets.reprojection import SceneConditions
 from semvc.nets.restore import Restorer
+from semvc.signals.camera import rotation
 
 FRAMES, WIDTH, HEIGHT, CELL = 3, 96, 64, 16
 
@@ -46,13 +47,47 @@ def conditions() -> SegmentConditions:
     )
 
 
-def measure(folder: Path) -> list[list[float]]:
+def scene() -> SceneConditions:
+    """The same pattern as two keyframes; the camera turns and moves, a square passes."""
+    pictures = conditions().base[[0, 2]].repeat(2, 1).repeat(2, 2)
+
+    def ids(frame: int) -> np.ndarray:
+        found = np.zeros((HEIGHT, WIDTH), np.uint8)
+        found[16:40, 20 + 8 * frame : 44 + 8 * frame] = 1
+        return found
+
+    turns = np.array([[0, 0.02 * t, 0] for t in range(FRAMES)])
+    depths = 1 + 0.5 * np.linspace(0, 1, 9 * 16, dtype=np.float32).reshape(1, 9, 16)
+    return SceneConditions(
+        width=WIDTH,
+        height=HEIGHT,
+        frames=FRAMES,
+        keyframes=pictures,
+        places=(0, 2),
+        depths=depths.repeat(2, 0),
+        rotations=rotation(turns),
+        positions=turns[:, [1, 0, 2]],
+        intrinsics=np.array([[90.0, 0, 48], [0, 90, 32], [0, 0, 1]]),
+        crf=50,
+        factor=2,
+        ids=ids,
+    )
+
+
+def measure(ref: weights.ModelRef) -> list[list[float]]:
     """Mean of every 16x16 cell and channel of each frame, as the model gives it in float32."""
-    device = torch.device("cpu")
-    network = load.build(folder, device, torch.float32)
-    restorer = Restorer(network, device=device, dtype=torch.float32, steps=1, seed=7)
+    device, folder = torch.device("cpu"), weights.resolve(ref)
+    exact = torch.float32
+    if ref.profile == "cpsgd":
+        scenes = scene_restore.build(folder, device, exact)
+        shown = scene_restore.SceneRestorer(scenes, device=device, dtype=exact, steps=1, seed=7)
+        frames = shown.frames(scene(), 2)
+    else:
+        network = load.build(folder, device, exact)
+        restorer = Restorer(network, device=device, dtype=exact, steps=1, seed=7)
+        frames = restorer.frames(conditions(), 2)
     rows = []
-    for frame in restorer.frames(conditions(), 2):
+    for frame in frames:
         cells = frame.reshape(HEIGHT // CELL, CELL, WIDTH // CELL, CELL, 3).mean((1, 3))
         rows.append([round(float(v), 3) for v in cells.ravel()])
     return rows
@@ -61,8 +96,8 @@ def measure(folder: Path) -> list[list[float]]:
 def main() -> None:
     """Write golden.json beside every model at hand."""
     for ref in weights.index():
-        folder = weights.resolve(ref)
-        (folder / "golden.json").write_text(json.dumps({"cells": measure(folder)}) + "\n", "utf-8")
+        path = weights.resolve(ref) / "golden.json"
+        path.write_text(json.dumps({"cells": measure(ref)}) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

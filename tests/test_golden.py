@@ -22,7 +22,7 @@ def test_there_is_a_bundled_model_for_tier_small() -> None:
 def test_a_bundled_model_gives_its_golden_numbers(ref: weights.ModelRef) -> None:
     folder = weights.resolve(ref)
     golden = np.array(json.loads((folder / "golden.json").read_text("utf-8"))["cells"])
-    found = np.array(measure(folder))
+    found = np.array(measure(ref))
     assert found.shape == golden.shape
     assert np.abs(found - golden).max() < TOLERANCE
     assert np.abs(found - golden[:, ::-1]).max() > 10 * TOLERANCE  # the comparison can fail
