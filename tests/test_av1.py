@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -236,3 +240,14 @@ def test_a_base_layer_that_repeats_the_shared_header_is_refused() -> None:
 def test_a_temporal_factor_tells_how_many_frames_are_coded() -> None:
     layer = BaseLayer(4, 40, b"", b"")
     assert [layer.coded_frames(n) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(os, "geteuid") or os.geteuid() != 0,
+    reason="only root can be given real-time priority",
+)
+def test_encoding_leaves_threads_at_ordinary_priority() -> None:
+    av1.encode_segment(np.zeros((2, 64, 64, 3), np.uint8), crf=60, preset=10, fps=Fraction(24))
+    tasks = Path("/proc/self/task").iterdir()
+    policies = {os.sched_getscheduler(int(task.name)) for task in tasks}
+    assert policies == {os.SCHED_OTHER}

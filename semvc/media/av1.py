@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
@@ -55,11 +56,11 @@ def encode_segment(
     try:
         with quiet_svt():
             context = _open_encoder(width, height, crf=crf, preset=preset, fps=Fraction(fps))
-            data = b"".join(
-                bytes(packet)
-                for picture in (*_pictures((y, u, v), height, width), None)
-                for packet in context.encode(picture)
-            )
+        data = b"".join(
+            bytes(packet)
+            for picture in (*_pictures((y, u, v), height, width), None)
+            for packet in context.encode(picture)
+        )
     except av.FFmpegError as error:
         raise MediaError(f"SVT-AV1 cannot code {width}x{height}: {error.strerror}") from error
     obus = list(obu.split_obus(data))
@@ -249,7 +250,11 @@ def _pictures(planes: Planes, height: int, width: int) -> Iterator[av.VideoFrame
 
 @contextlib.contextmanager
 def quiet_svt() -> Iterator[None]:
-    """Keep SVT-AV1 from writing a banner: it takes its log level from the environment only."""
+    """Keep SVT-AV1 from writing a banner and, while it opens, from claiming the machine.
+
+    It takes its log level from the environment only. For root it gives the calling thread and its
+    own the highest real-time priority and leaves them there, which starves all other programs.
+    """
     before = os.environ.get("SVT_LOG")
     if before is None:
         os.environ["SVT_LOG"] = "-1"
@@ -258,3 +263,14 @@ def quiet_svt() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ["SVT_LOG"]
+        _leave_real_time()
+
+
+def _leave_real_time() -> None:
+    """Put every thread of this process that became a real-time one back to ordinary scheduling."""
+    if sys.platform != "linux":
+        return
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # threads end, and some places forbid the call
+            if os.sched_getscheduler(int(task.name)) == os.SCHED_FIFO:
+                os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
