@@ -10,6 +10,7 @@ import torch
 from cache import LENGTH, SIDE, write_cache
 
 from semvc.errors import UsageError
+from semvc.train import flow
 from semvc.train.data import Cache, expand
 
 
@@ -102,6 +103,20 @@ def test_a_raw_batch_holds_the_same_in_codes(shared: Path) -> None:
     assert torch.equal(codes, raw.source[:, 1])
     again = expand(raw)
     assert torch.equal(again.conditioning[1].base, batch.conditioning[1].base)
+
+
+def test_motion_is_found_where_it_is_wanted_and_belongs_to_the_crop(shared: Path) -> None:
+    cache = Cache([shared / "cache"])
+    plain = cache.raw_batch(3, unroll=3, crop=32, key=(1, 5))
+    assert plain.motion is None and expand(plain).motion == []
+    raw = cache.raw_batch(3, unroll=3, crop=32, key=(1, 5), motion=True)
+    assert torch.equal(raw.source, plain.source)
+    assert raw.motion is not None and raw.motion.shape == (3, 2, 32, 32, 2)
+    for source, found in zip(raw.source, raw.motion, strict=True):
+        assert np.array_equal(flow.backward(source.numpy()), found.numpy())
+    moved = expand(raw).motion
+    assert [t.shape for t in moved] == 2 * [(3, 2, 32, 32)]
+    assert torch.equal(moved[1][:, 0], raw.motion[:, 1, :, :, 0].float())
 
 
 def test_samples_that_are_too_short_are_never_chosen(shared: Path, tmp_path: Path) -> None:

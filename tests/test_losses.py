@@ -10,7 +10,7 @@ from cache import WIDTHS, write_metric_weights
 from torch import Tensor
 
 from semvc.media import color
-from semvc.train import losses
+from semvc.train import flow, losses
 from semvc.train.muon import Muon
 
 
@@ -137,6 +137,73 @@ def test_the_temporal_loss_weighs_still_places_more() -> None:
     moving = losses.temporal(true + 0.5 + flicker, true, true + 0.5, true)
     assert float(still) == pytest.approx(0.1, rel=1e-4)
     assert float(moving) < 0.01 * float(still)
+
+
+SPEED = (3, -2)  # luma samples a frame, right and up
+
+
+def texture(seed: int, t: int) -> torch.Tensor:
+    """A frame of a rich texture that moves by `SPEED`, [2, 3, 96, 96] in [-1, 1]."""
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn((2, 3, 40, 40), generator=draw)
+    whole = F.interpolate(noise, (160, 160), mode="bicubic").clamp(-2, 2) / 2
+    y, x = 32 - SPEED[1] * t, 32 - SPEED[0] * t
+    return whole[:, :, y : y + 96, x : x + 96]
+
+
+def motion(before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """The flow of two frames of a source as the loader finds it."""
+    pairs = torch.stack([before, now], 1).permute(0, 1, 3, 4, 2)
+    codes = ((pairs + 1) * 127.5).round().byte().numpy()
+    found = np.stack([flow.backward(frames)[0] for frames in codes])
+    return torch.from_numpy(found).permute(0, 3, 1, 2).float()
+
+
+def test_flow_tells_where_things_were() -> None:
+    found = motion(texture(1, 0), texture(1, 1))[:, :, 16:-16, 16:-16]
+    assert float((found[:, 0] + SPEED[0]).abs().mean()) < 0.15
+    assert float((found[:, 1] + SPEED[1]).abs().mean()) < 0.15
+    seen, inside = flow.moved(texture(1, 0), motion(texture(1, 0), texture(1, 1)))
+    error = (seen - texture(1, 1)).abs() * inside
+    assert float(error[:, :, 16:-16, 16:-16].mean()) < 0.02
+    assert inside[:, :, 40:-40, 40:-40].all() and not inside[:, :, 40:60, 0].any()
+
+
+def test_flicker_costs_on_a_texture_that_moves_and_motion_does_not() -> None:
+    before, now = texture(1, 0), texture(1, 1)
+    moving = motion(before, now)
+    own = [0.3 * texture(2, t) for t in (0, 1)]  # detail that is invented, and moves along
+    boiling = [0.3 * texture(seed, 0) for seed in (3, 4)]  # the same, new in every frame
+    stuck = 0.3 * texture(5, 0)  # the same, standing still on the screen
+    costs = {
+        name: float(losses.temporal(now + b, before + a, now, before, moving))
+        for name, (a, b) in {"own": own, "boiling": boiling, "stuck": (stuck, stuck)}.items()
+    }
+    assert float(losses.temporal(now, before, now, before, moving)) == 0
+    assert costs["boiling"] > 8 * costs["own"] and costs["stuck"] > 8 * costs["own"]
+    assert float(losses.temporal(now + boiling[1], before + boiling[0], now, before)) < (
+        0.2 * costs["boiling"]
+    )  # without motion, flicker hides in what moves
+
+
+def test_what_is_uncovered_costs_little() -> None:
+    before, now = texture(1, 0), texture(1, 1)
+    moving = motion(before, now)
+    other = now.clone()
+    other[:, :, 32:64, 32:64] = texture(9, 0)[:, :, 32:64, 32:64]  # not there before
+    wrong = torch.zeros_like(now)
+    wrong[:, :, 32:64, 32:64] = 0.3
+    covered = losses.temporal(now + wrong, before, now, before, moving)
+    uncovered = losses.temporal(other + wrong, before, other, before, moving)
+    assert float(uncovered) < 0.2 * float(covered)
+
+
+def test_the_temporal_loss_teaches_both_frames() -> None:
+    before, now = texture(1, 0), texture(1, 1)
+    made = [(t + 0.1 * texture(7 + i, 0)).requires_grad_() for i, t in enumerate((before, now))]
+    losses.temporal(made[1], made[0], now, before, motion(before, now)).backward()
+    for frame in made:
+        assert frame.grad is not None and float(frame.grad.abs().sum()) > 0.1
 
 
 def test_a_critic_scores_patches_at_two_scales() -> None:

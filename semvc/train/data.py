@@ -21,6 +21,7 @@ from torch import Tensor
 
 from semvc.errors import UsageError
 from semvc.nets.generator import PATCH, Conditioning
+from semvc.train import flow
 
 FIELDS = ("source", "arrivals", "sketch", "skeleton", "held", "phase", "settings", "figure")
 _ALIGN = 8  # crops keep the phase of the largest base-layer grid
@@ -30,17 +31,22 @@ Row = dict[str, npt.NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`true` [B, 3, H, W] in [-1, 1] and the conditioning of each of the unrolled frames."""
+    """`true` [B, 3, H, W] in [-1, 1] and the conditioning of each of the unrolled frames.
+
+    `motion` [B, 2, H, W] is the source's between each two of them (see `flow`), if asked for.
+    """
 
     true: list[Tensor]
     conditioning: list[Conditioning]
+    motion: list[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
     """A batch as it is stored, small to move; `expand` makes a `Batch` of it.
 
-    The tensors are those of the cache for L unrolled frames, cropped; `held` is int64.
+    The tensors are those of the cache for L unrolled frames, cropped; `held` is int64. `motion`
+    float16 [B, L - 1, H, W, 2] is not in the cache, but computed of `source` where it is wanted.
     """
 
     source: Tensor
@@ -51,6 +57,7 @@ class RawBatch:
     phase: Tensor
     settings: Tensor
     figure: Tensor
+    motion: Tensor | None = None
 
 
 class Cache:
@@ -80,12 +87,21 @@ class Cache:
         """Return a batch that depends on `key` (seed, step) alone: a resumed run sees the same."""
         return expand(self.raw_batch(size, unroll=unroll, crop=crop, key=key))
 
-    def raw_batch(self, size: int, *, unroll: int, crop: int, key: tuple[int, int]) -> RawBatch:
-        """Return the same batch as it is stored; samples too short or small are never chosen."""
+    def raw_batch(
+        self, size: int, *, unroll: int, crop: int, key: tuple[int, int], motion: bool = False
+    ) -> RawBatch:
+        """Return the same batch as it is stored; samples too short or small are never chosen.
+
+        With `motion`, the source's between frames is found as well.
+        """
         random = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
         fitting = self._fitting(unroll, crop)
         rows = [self._row(random, fitting, unroll, crop) for _ in range(size)]
-        return RawBatch(**{n: torch.from_numpy(np.stack([r[n] for r in rows])) for n in FIELDS})
+        names = FIELDS
+        if motion:
+            names = (*FIELDS, "motion")
+            rows = [row | {"motion": flow.backward(row["source"])} for row in rows]
+        return RawBatch(**{n: torch.from_numpy(np.stack([r[n] for r in rows])) for n in names})
 
     def _fitting(self, unroll: int, crop: int) -> npt.NDArray[np.intp]:
         """Indices of the samples that have that many frames of that size."""
@@ -148,7 +164,8 @@ def expand(raw: RawBatch) -> Batch:
                 phase=raw.phase[:, t],
             )
         )
-    return Batch(true, conditioning)
+    motion = [] if raw.motion is None else list(raw.motion.permute(1, 0, 4, 2, 3).float())
+    return Batch(true, conditioning, motion)
 
 
 def _images(frames: Tensor) -> Tensor:

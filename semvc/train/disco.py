@@ -130,7 +130,9 @@ class Disco:
         level = torch.randint(0, schedule.TRAIN_STEPS, (stage.batch,), generator=draw)
         pure = torch.rand(stage.batch, generator=draw) < o.one_step
         return _Given(
-            raw=self._cache.raw_batch(stage.batch, unroll=o.unroll, crop=o.crop, key=key),
+            raw=self._cache.raw_batch(
+                stage.batch, unroll=o.unroll, crop=o.crop, key=key, motion=o.temporal > 0
+            ),
             noise=noise,
             level=torch.where(pure, schedule.TRAIN_STEPS - 1, level),
             keep_sketch=float(torch.rand((), generator=draw)) >= o.drop_sketch,
@@ -189,7 +191,8 @@ class Disco:
         if o.temporal and o.unroll > 1:
             now, wanted = itertools.pairwise(made.frames), itertools.pairwise(made.batch.true)
             changes = [
-                losses.temporal(b, a, d, c) for (a, b), (c, d) in zip(now, wanted, strict=True)
+                losses.temporal(b, a, d, c, moved)
+                for (a, b), (c, d), moved in zip(now, wanted, made.batch.motion, strict=True)
             ]
             values["temporal"] = torch.stack(changes).mean()
         if self.adversarial(stage):

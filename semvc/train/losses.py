@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from semvc.train import flow
+
 _TAPS = (2, 2, 3, 3, 3)  # convolutions of VGG16's five blocks
 _KR, _KB = 0.2126, 0.0722  # BT.709
 
@@ -20,14 +22,32 @@ def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
     return ((a - b).square() + epsilon**2).sqrt().mean()
 
 
-def temporal(now: Tensor, before: Tensor, true_now: Tensor, true_before: Tensor) -> Tensor:
-    """Error of the change from frame to frame, weighted to where the source is still.
+def temporal(
+    now: Tensor,
+    before: Tensor,
+    true_now: Tensor,
+    true_before: Tensor,
+    motion: Tensor | None = None,
+) -> Tensor:
+    """Error of the change from frame to frame along the source's motion [B, 2, H, W].
 
-    Boiling texture shows where nothing should move; where the source moves, per-frame losses lead.
+    Frames are [B, 3, H, W] in [-1, 1]; `motion` is what `flow.backward` finds in the source. What
+    is invented may move with the source, and may not boil: with both pictures before moved along
+    the flow, the made one has to change as the true one does. Weighted to where the flow explains
+    the source, by exp(-50 d^2) of its own difference in [0, 1] (Lai et al. 2018, equation 5), so
+    that what is uncovered does not count; we compare changes, so that true ones cost nothing.
+
+    Without `motion` nothing is moved, and where the source does not stand still little counts.
     """
-    change = true_now - true_before
-    weight = torch.exp(-change.abs().mean(1, keepdim=True) * 20)
-    return (weight * ((now - before) - change).abs()).mean()
+    if motion is None:
+        change = true_now - true_before
+        weight = torch.exp(-change.abs().mean(1, keepdim=True) * 20)
+        return (weight * ((now - before) - change).abs()).mean()
+    both, inside = flow.moved(torch.cat([before, true_before], 1), motion)
+    made, true = both.chunk(2, 1)
+    change = true_now - true
+    weight = torch.exp(-50 * (change / 2).square().sum(1, keepdim=True)) * inside
+    return (weight * ((now - made) - change).abs()).mean()
 
 
 def displayed(frames: Tensor) -> Tensor:
