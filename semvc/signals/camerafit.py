@@ -37,6 +37,7 @@ SIDE = 480
 _SPACINGS = (1 << 20, 256, 128, 96, 64, 48, 36, 24, 18, 12, 9, 6, 4, 3, 2, 1)  # frames
 _PATIENCE = 3  # denser poses tried after the first ones that are good enough
 _FIRST_BITS = 11  # where the search for the coarsest steps begins
+_OUTLIER = 3.0  # how much more than the error any point may shift
 _FAR = 1e-3  # inverse depth of what is very far
 
 
@@ -86,9 +87,10 @@ def choose_camera(path: Path, tolerance: float = TOLERANCE) -> Camera:
 
 
 def reprojection_error(path: Path, camera: Camera) -> float:
-    """Largest shift of any of some scene points, in samples of a picture with 480 rows.
+    """How far scene points shift in the picture, in samples of a picture with 480 rows.
 
-    Points lie on a grid over the picture and at inverse depths from zero to `path.nearest`.
+    The root mean square over points on a grid over the picture, at inverse depths from zero to
+    `path.nearest`, in all frames; or a third of the largest shift of any, if that is more.
     """
     width, height = path.size
     coded_rotations, coded_positions = poses(camera, len(path.rotations))
@@ -104,7 +106,7 @@ def reprojection_error(path: Path, camera: Camera) -> float:
     coded_focal = camera.focal / UNITS
     offset = np.array(camera.centre) / UNITS
     true_offset = np.array([path.centre[0] - 0.5, (path.centre[1] - 0.5) * height / width])
-    worst = 0.0
+    squares, worst = [], 0.0
     for inverse in (_FAR, min(1.0, path.nearest), path.nearest):
         local = rays / inverse
         world = local @ path.rotations + path.positions[:, None]
@@ -113,8 +115,11 @@ def reprojection_error(path: Path, camera: Camera) -> float:
         shift = place - (path.focal * rays[:, :2] + true_offset)
         # A wrong focal length or centre is common to all frames: what they do alike is no motion.
         shift -= shift[:1]
-        worst = max(worst, float(np.linalg.norm(shift, axis=-1).max()))
-    return worst * width * SIDE / min(width, height)
+        square = (shift**2).sum(-1)
+        squares.append(float(square.mean()))
+        worst = max(worst, float(square.max()))
+    error = max(np.mean(squares), worst / _OUTLIER**2) ** 0.5
+    return float(error) * width * SIDE / min(width, height)
 
 
 def _still(path: Path) -> Camera:
