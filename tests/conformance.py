@@ -21,9 +21,11 @@ from semvc import decoder, profiles
 from semvc.bitstream.container import Segment, StreamReader, StreamWriter, probe
 from semvc.bitstream.headers import AUDIO_SECTIONS, StreamHeader
 from semvc.signals.audio import decode_audio
+from semvc.signals.latent import Latents
 from semvc.types import Runtime
 
 VECTORS = Path(__file__).parent / "vectors"
+MODELS = VECTORS / "models"  # a tiny codec, without which vectors of profile s2vc mean nothing
 FACTS = ("frames", "segments", "sections", "audio_bytes", "overhead_bytes", "complete", "warnings")
 SIGNALS = (
     *("caption", "skeleton", "sketch", "base"),
@@ -40,8 +42,8 @@ def describe(raw: bytes) -> Json:
     reader = StreamReader(io.BytesIO(raw))
     header = reader.header
     decoder.check_entropy(header)
-    with contextlib.closing(profiles.create(header.profile)) as profile:
-        profile.load(header, "preview", 1, Runtime())
+    with contextlib.closing(profiles.create(header.profile, MODELS)) as profile:
+        profile.load(header, "preview", 1, Runtime(models_dir=MODELS))
         segments = [_segment(profile, segment, header) for segment in reader]
     facts = probe(io.BytesIO(raw)).to_json()
     return {
@@ -91,15 +93,13 @@ def _segment(profile: profiles.Profile, segment: Segment, header: StreamHeader) 
             hashes[name] = _hash(signal.canonical_bytes())
     for kind in AUDIO_SECTIONS & segment.sections.keys():
         hashes["audio"] = _hash(decode_audio(segment.sections[kind])[0].canonical_bytes())
-    planes = b"".join(np.ascontiguousarray(plane, "<u2").tobytes() for plane in signals.planes)
     frames = list(profile.synthesize(signals, segment, header))
-    return {
+    found = {
         "start": segment.start,
         "frames": segment.frames,
         "state_check": segment.state_check,
         "sections": {kind.name: len(data) for kind, data in segment.sections.items()},
         "signals": hashes,
-        "base_planes": {"shape": list(signals.planes[0].shape), "sha256": _hash(planes)},
         "preview": {
             "frames": len(frames),
             "shape": list(frames[0].shape),
@@ -107,6 +107,12 @@ def _segment(profile: profiles.Profile, segment: Segment, header: StreamHeader) 
             "last": _colors(frames[-1]),
         },
     }
+    if isinstance(signals, Latents):
+        hashes["latents"] = _hash(signals.canonical_bytes())
+        return found
+    planes = b"".join(np.ascontiguousarray(plane, "<u2").tobytes() for plane in signals.planes)
+    base = {"shape": list(signals.planes[0].shape), "sha256": _hash(planes)}
+    return found | {"base_planes": base}
 
 
 def _colors(frame: npt.NDArray[np.uint8]) -> list[float]:

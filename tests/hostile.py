@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from conformance import VECTORS
+from conformance import MODELS, VECTORS
 from strategies import BROKEN_EDGES, EDGES, is_valid, mutate
 
 from semvc import decoder
 from semvc.bitstream.container import Segment, StreamReader, StreamWriter
 from semvc.bitstream.headers import AUDIO_SECTIONS, ProfileId, SectionType, StreamHeader
+from semvc.bitstream.latents import MAX_QUALITY, LatentSection
 from semvc.entropy.coder import Encoder
 from semvc.entropy.tables import Int32, Ints, TableSet
 from semvc.errors import BitstreamError, LimitError, UnsupportedError
@@ -31,6 +32,7 @@ from semvc.media.audioformat import AudioConfig
 from semvc.profiles.cpsgd import Cpsgd
 from semvc.profiles.cpsgd import Signals as SceneSignals
 from semvc.profiles.disco import Disco
+from semvc.profiles.s2vc import S2vc
 from semvc.signals.audio import decode_audio, encode_audio
 from semvc.signals.baselayer import decode_base_layer, encode_base_layer
 from semvc.signals.camera import code_camera, encode_camera
@@ -38,13 +40,16 @@ from semvc.signals.caption import code_caption, encode_caption
 from semvc.signals.depth import code_depth, encode_depth
 from semvc.signals.keyframe import encode_keyframes
 from semvc.signals.mask import code_masks, encode_masks
+from semvc.signals.latent import LatentModel, Latents, encode_latents
+from semvc.signals.latentprior import Prior, read_prior
 from semvc.signals.skeleton import code_skeleton, encode_skeleton
 from semvc.signals.sketch import SketchFrame, code_sketch, encode_sketch
 from semvc.signals.timing import code_timing, decode_timing, encode_timing
 
+from semvc.types import Runtime
 S = SectionType
 ALLOWED = (BitstreamError, LimitError, UnsupportedError)
-CODED = (S.TIMING, S.CAPTION, S.SKELETON, S.SKETCH, S.CAMERA, S.DEPTH, S.MASK)
+CODED = (S.TIMING, S.CAPTION, S.SKELETON, S.SKETCH, S.CAMERA, S.DEPTH, S.MASK, S.LATENT)
 SLOW = 5.0  # seconds of processor time that no case may take; measured: up to 0.6
 MAX_SIDE, MAX_FRAMES = 96, 60  # of hostile headers, to keep a case short
 
@@ -53,7 +58,7 @@ MAX_SIDE, MAX_FRAMES = 96, 60  # of hostile headers, to keep a case short
 def signal_seeds() -> list[bytes]:
     """Intact streams to start from: the vectors, mostly the one that has every section."""
     whole = {path.parent.name: path.read_bytes() for path in VECTORS.glob("*/stream.svc")}
-    often = [whole["everything"]] * 12 + [whole["moving"]] * 4
+    often = [whole["everything"]] * 12 + [whole["moving"]] * 4 + [whole["latent"]] * 3
     return often + [whole[name] for name in sorted(whole)]
 
 
@@ -61,15 +66,19 @@ class Profiles:
     """A profile object of each kind; the stream's header says which is meant."""
 
     def __init__(self) -> None:
-        self._disco, self._cpsgd = Disco(), Cpsgd()
+        self._disco, self._cpsgd, self._s2vc = Disco(), Cpsgd(), S2vc(MODELS)
 
-    def of(self, header: StreamHeader) -> Disco | Cpsgd:
+    def of(self, header: StreamHeader) -> Disco | Cpsgd | S2vc:
+        if header.profile == ProfileId.S2VC:
+            self._s2vc.load(header, "preview", 1, Runtime(models_dir=MODELS))
+            return self._s2vc
         return self._cpsgd if header.profile == ProfileId.CPSGD else self._disco
 
     def close(self) -> None:
         self._disco.close()
         self._cpsgd.close()
 
+        self._s2vc.close()
 
 class Wild:
     """A `SymbolCoder` that writes symbols of its own choice, and first symbols after `budget`.
@@ -177,6 +186,8 @@ def _check_pictures(segment: Segment, header: StreamHeader, profiles: Profiles) 
 def _spelled(signals: Any, segment: Segment, header: StreamHeader) -> dict[S, bytes]:
     """The payloads that these signals are coded as."""
     if isinstance(signals, SceneSignals):
+    if isinstance(signals, Latents):
+        return {S.LATENT: encode_latents(signals, _prior())[0]}
         if signals.fallback is None:
             return _scene_spelled(signals, segment, header)
         signals = signals.fallback
@@ -253,7 +264,33 @@ def _luma(
 def _wild(kind: S, segment: Segment, header: StreamHeader, rng: random.Random) -> bytes:
     coder = Wild(rng, rng.choice((3, 10, 50, 400)))
     luma, step = None, 1
+@functools.cache
+def _prior() -> Prior:
+    return read_prior(MODELS / "tiny-codec")
+
+
+def _wild_latents(segment: Segment, header: StreamHeader, rng: random.Random) -> bytes:
+    """Three runs of one model, some with symbols of its tables, some with any."""
+    height, width = (-(-side // 64) * 4 for side in (header.height, header.width))
+    quality = rng.choice((0, MAX_QUALITY, rng.randrange(MAX_QUALITY + 1)))
+    model = LatentModel(_prior(), (segment.frames, height, width), quality)
+    runs = []
+    for code in (model.code_intra, model.code_hypers, model.code_inters):
+        coder = Wild(rng, rng.choice((0, 10, 400, 4000)))
+        with contextlib.suppress(BitstreamError):
+            code(coder, None)
+        runs.append(coder.finish())
+    if segment.frames == 1 and rng.random() < 0.9:
+        runs[1:] = [b"", b""]
+    if rng.random() < 0.1:
+        rng.shuffle(runs)
+    section = LatentSection(quality, runs[0], runs[1], runs[2])
+    return bytes([rng.choice((section.quality, 255))]) + section.to_bytes()[1:]
+
+
     if kind == S.SKETCH:
+    if kind == S.LATENT:
+        return _wild_latents(segment, header, rng)
         base = segment.sections[S.BASE_AV1]
         luma, step = _luma(header.sequence_header, base, header.base_size, segment.frames)
     size = (header.height, header.width)
@@ -310,7 +347,8 @@ def _header(header: StreamHeader, rng: random.Random) -> StreamHeader:
     while True:
         side = (rng.randrange(16, MAX_SIDE), rng.randrange(16, MAX_SIDE))
         sequence = bytearray(header.sequence_header)
-        sequence[rng.randrange(len(sequence))] ^= 1 << rng.randrange(8)
+        if sequence:  # profile s2vc has none
+            sequence[rng.randrange(len(sequence))] ^= 1 << rng.randrange(8)
         changes: dict[str, Any] = {
             "width": side[0],
             "height": side[1],

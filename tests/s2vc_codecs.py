@@ -55,6 +55,7 @@ def write_codec(root: Path, config: dict[str, Any] = TINY, *, seed: int = 1) -> 
     for name, array in prior(config).arrays().items():
         tensors[name] = torch.from_numpy(array.copy())
     save_file(tensors, folder / weights.WEIGHTS)
+    (folder / weights.WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
     add_row(root, CODEC, "codec", "preview")
     return root
 

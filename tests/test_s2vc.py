@@ -173,7 +173,10 @@ def test_hyper_latents_of_levels_are_sent_as_well(clip: Path, tmp_path: Path) ->
 # Models
 
 
-def test_without_a_codec_nothing_is_encoded(clip: Path, tmp_path: Path, capsys: Any) -> None:
+def test_without_a_codec_nothing_is_encoded(
+    clip: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "BUNDLED", ())
     (tmp_path / "index.toml").touch()
     done = call(capsys, "encode", clip, tmp_path / "a.svc", "-p", "s2vc", "--models-dir", tmp_path)
     assert done.code == 6
