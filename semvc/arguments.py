@@ -190,6 +190,12 @@ _ENCODE = (
         "--sketch/--no-sketch", default=False, show_default=True, help="Send edge maps as well."
     ),
     click.option(
+        "--grain/--no-grain",
+        default=True,
+        show_default=True,
+        help="Send how strong lost fine texture was: a few bytes a segment.",
+    ),
+    click.option(
         "--skeleton",
         type=click.Path(path_type=Path),
         help="COCO keypoint JSON, one entry a frame and person.",
@@ -423,6 +429,7 @@ def bit_options(given: dict[str, Any]) -> EncodeOptions:
         step=None if given["step"] is None else int(given["step"]),
         caption=caption(given["caption"]),
         sketch=given["sketch"],
+        grain=given["grain"],
         skeleton="" if skeleton is None else _read_text(skeleton),
         camera=given["camera"],
         masks=given["masks"],

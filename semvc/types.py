@@ -108,6 +108,7 @@ class EncodeOptions:
     step: int | None = None
     caption: str = ""
     sketch: bool = False
+    grain: bool = True
     skeleton: str = ""
     camera: Path | None = None
     masks: Path | None = None

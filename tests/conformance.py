@@ -28,7 +28,7 @@ VECTORS = Path(__file__).parent / "vectors"
 MODELS = VECTORS / "models"  # a tiny codec, without which vectors of profile s2vc mean nothing
 FACTS = ("frames", "segments", "sections", "audio_bytes", "overhead_bytes", "complete", "warnings")
 SIGNALS = (
-    *("caption", "skeleton", "sketch", "base"),
+    *("caption", "skeleton", "sketch", "grain", "base"),
     *("camera", "depth", "masks", "keyframes"),
 )
 GRID = 4  # blocks each way whose mean colors stand for a picture

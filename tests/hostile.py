@@ -38,18 +38,19 @@ from semvc.signals.baselayer import decode_base_layer, encode_base_layer
 from semvc.signals.camera import code_camera, encode_camera
 from semvc.signals.caption import code_caption, encode_caption
 from semvc.signals.depth import code_depth, encode_depth
+from semvc.signals.grain import code_grain, encode_grain
 from semvc.signals.keyframe import encode_keyframes
-from semvc.signals.mask import code_masks, encode_masks
 from semvc.signals.latent import LatentModel, Latents, encode_latents
 from semvc.signals.latentprior import Prior, read_prior
+from semvc.signals.mask import code_masks, encode_masks
 from semvc.signals.skeleton import code_skeleton, encode_skeleton
 from semvc.signals.sketch import SketchFrame, code_sketch, encode_sketch
 from semvc.signals.timing import code_timing, decode_timing, encode_timing
-
 from semvc.types import Runtime
+
 S = SectionType
 ALLOWED = (BitstreamError, LimitError, UnsupportedError)
-CODED = (S.TIMING, S.CAPTION, S.SKELETON, S.SKETCH, S.CAMERA, S.DEPTH, S.MASK, S.LATENT)
+CODED = (S.TIMING, S.CAPTION, S.SKELETON, S.SKETCH, S.CAMERA, S.DEPTH, S.MASK, S.GRAIN, S.LATENT)
 SLOW = 5.0  # seconds of processor time that no case may take; measured: up to 0.6
 MAX_SIDE, MAX_FRAMES = 96, 60  # of hostile headers, to keep a case short
 
@@ -77,8 +78,8 @@ class Profiles:
     def close(self) -> None:
         self._disco.close()
         self._cpsgd.close()
-
         self._s2vc.close()
+
 
 class Wild:
     """A `SymbolCoder` that writes symbols of its own choice, and first symbols after `budget`.
@@ -185,9 +186,9 @@ def _check_pictures(segment: Segment, header: StreamHeader, profiles: Profiles) 
 
 def _spelled(signals: Any, segment: Segment, header: StreamHeader) -> dict[S, bytes]:
     """The payloads that these signals are coded as."""
-    if isinstance(signals, SceneSignals):
     if isinstance(signals, Latents):
         return {S.LATENT: encode_latents(signals, _prior())[0]}
+    if isinstance(signals, SceneSignals):
         if signals.fallback is None:
             return _scene_spelled(signals, segment, header)
         signals = signals.fallback
@@ -201,6 +202,8 @@ def _spelled(signals: Any, segment: Segment, header: StreamHeader) -> dict[S, by
         size = (header.height, header.width)
         frame = SketchFrame(segment.frames, *size, luma, signals.base.temporal)
         found[S.SKETCH] = encode_sketch(signals.sketch, frame)[0]
+    if signals.grain is not None:
+        found[S.GRAIN] = encode_grain(signals.grain)[0]
     return found
 
 
@@ -261,9 +264,6 @@ def _luma(
     return (planes[0] >> 2).astype(np.uint8), base.temporal
 
 
-def _wild(kind: S, segment: Segment, header: StreamHeader, rng: random.Random) -> bytes:
-    coder = Wild(rng, rng.choice((3, 10, 50, 400)))
-    luma, step = None, 1
 @functools.cache
 def _prior() -> Prior:
     return read_prior(MODELS / "tiny-codec")
@@ -288,9 +288,12 @@ def _wild_latents(segment: Segment, header: StreamHeader, rng: random.Random) ->
     return bytes([rng.choice((section.quality, 255))]) + section.to_bytes()[1:]
 
 
-    if kind == S.SKETCH:
+def _wild(kind: S, segment: Segment, header: StreamHeader, rng: random.Random) -> bytes:
     if kind == S.LATENT:
         return _wild_latents(segment, header, rng)
+    coder = Wild(rng, rng.choice((3, 10, 50, 400)))
+    luma, step = None, 1
+    if kind == S.SKETCH:
         base = segment.sections[S.BASE_AV1]
         luma, step = _luma(header.sequence_header, base, header.base_size, segment.frames)
     size = (header.height, header.width)
@@ -303,6 +306,7 @@ def _wild_latents(segment: Segment, header: StreamHeader, rng: random.Random) ->
         S.CAMERA: lambda: code_camera(coder, None, segment.frames),
         S.DEPTH: lambda: code_depth(coder, None, segment.sections[S.KEYFRAME][1] + 1),
         S.MASK: lambda: code_masks(coder, None, segment.frames, size),
+        S.GRAIN: lambda: code_grain(coder, None),
     }
     with contextlib.suppress(BitstreamError):  # then what was written so far is the case
         code[kind]()

@@ -61,6 +61,13 @@ def _clip(
     return lambda path: write_video(path, pictures, **options)
 
 
+def _noisy(path: Path) -> Path:
+    """A scene as a bad sensor sees it."""
+    pictures = Scene(64, 48, 12).render()[0]
+    noise = np.random.default_rng(1).normal(0, 5, pictures.shape[:3])[..., None]
+    return write_video(path, np.clip(pictures + noise, 0, 255).round().astype(np.uint8))
+
+
 def _people(frames: int) -> str:
     """COCO keypoints of two walkers, one of whom comes later and loses a wrist."""
     across = np.array([0, 1, -1, 2, -2, 4, -4, 6, -6, 7, -7, 3, -3, 3, -3, 4, -4])
@@ -162,7 +169,8 @@ def _vectors() -> dict[str, Vector]:
         "everything": Vector(
             "all sections in one tiny stream",
             _clip(32, 32, 12, times=_jitter(12), sound=Sound(beeps(0.5))),
-            {**both, "factor": 1, "step": 2, "skeleton": _people(12), "quality": 20.0},
+            {**both, "factor": 1, "step": 2, "skeleton": _people(12), "quality": 20.0}
+            | {"grain": True},
         ),
         "scene": Vector(
             "a camera that turns, in two segments; keyframes and nothing else",
@@ -181,6 +189,11 @@ def _vectors() -> dict[str, Vector]:
             _clip(72, 48, 40, cut=26, sound=sound),
             {"profile": "s2vc", "quality": 50.0, "models_dir": MODELS},
         ),
+        "grain": Vector(
+            "a noisy source, whose lost texture is stated",
+            _noisy,
+            {"grain": True, "quality": 30.0},
+        ),
         "single": Vector(
             "the smallest picture, a single frame", _clip(16, 16, 1), {"quality": 0.0}
         ),
@@ -191,11 +204,15 @@ def _make(name: str, vector: Vector, folder: Path) -> int:
     """Encode and describe one vector; return its stream's length in bytes."""
     source = vector.source(folder / f"{name}.mkv")
     sink = io.BytesIO()
-    options = EncodeOptions(**{"quality": 32.0, "preset": 8, "seed": 1, **vector.options})
+    options = EncodeOptions(
+        **{"quality": 32.0, "preset": 8, "seed": 1, "grain": False, **vector.options}
+    )
     # Signals are normative, pictures are not: a vector is made for no model in particular.
     with contextlib.ExitStack() as stack:
         none = mock.patch.object(weights, "for_profile", side_effect=ModelError("none"))
         stack.enter_context(none)
+        exact = partial(Runtime, dtype="float32")  # pictures of a coarser type differ more
+        stack.enter_context(mock.patch.object(s2vc, "Runtime", exact))
         if vector.find is not None:
             find = lambda _, clip, start: vector.find(clip, start)  # noqa: E731
             stack.enter_context(mock.patch.object(Finder, "find", find))
@@ -216,9 +233,9 @@ def _compact(text: str) -> str:
 
 def main() -> None:
     vectors = _vectors()
-        exact = partial(Runtime, dtype="float32")  # pictures of a coarser type differ more
-        stack.enter_context(mock.patch.object(s2vc, "Runtime", exact))
     names = sys.argv[1:] or list(vectors)
+    if not MODELS.exists():  # never anew by itself: streams name the codec by its hash
+        write_codec(MODELS)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             print(f"{name}: {_make(name, vectors[name], Path(folder))} bytes")
@@ -226,5 +243,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    if not MODELS.exists():  # never anew by itself: streams name the codec by its hash
-        write_codec(MODELS)

@@ -32,6 +32,8 @@ UInt8 = npt.NDArray[np.uint8]
 OPTIONS = EncodeOptions(preset=12)
 PREVIEW = DecodeJob(tier="preview", codec="ffv1", force=True)
 
+PICTURES = {SectionType.GRAIN, SectionType.BASE_AV1}  # sections of silent footage
+
 
 def watch(path: Path) -> tuple[UInt8, list[Fraction]]:
     """Frames uint8 [T, H, W, 3] of a video and their times in seconds."""
@@ -126,14 +128,14 @@ def test_segments_begin_where_scenes_do(long_stream: Path) -> None:
 def test_a_silent_video_stays_silent(tmp_path: Path) -> None:
     source = write_video(tmp_path / "a.mp4", Scene(64, 48, 8).render()[0])
     stream, video = through(source, tmp_path)
-    assert set(segments(stream)[0].sections) == {SectionType.BASE_AV1}
+    assert set(segments(stream)[0].sections) == PICTURES
     with VideoReader(video) as reader:
         assert reader.audio is None
 
 
 def test_sound_can_be_left_out_or_copied(clip: Path, tmp_path: Path) -> None:
     stream, _ = through(clip, tmp_path, EncodeOptions(preset=12, audio="none"))
-    assert set(segments(stream)[0].sections) == {SectionType.BASE_AV1}
+    assert set(segments(stream)[0].sections) == PICTURES
     stream.unlink()
     stream, video = through(clip, tmp_path, EncodeOptions(preset=12, audio="copy"))
     assert SectionType.AUDIO_COPY in segments(stream)[0].sections
@@ -143,7 +145,7 @@ def test_sound_can_be_left_out_or_copied(clip: Path, tmp_path: Path) -> None:
 def test_caption_sketch_and_title_travel_along(clip: Path, tmp_path: Path) -> None:
     options = EncodeOptions(preset=12, caption="a room", sketch=True, title="t")
     stream, _ = through(clip, tmp_path, options)
-    kinds = {SectionType.CAPTION, SectionType.SKETCH, SectionType.BASE_AV1, SectionType.AUDIO_OPUS}
+    kinds = PICTURES | {SectionType.CAPTION, SectionType.SKETCH, SectionType.AUDIO_OPUS}
     assert set(segments(stream)[0].sections) == kinds
     with stream.open("rb") as opened:
         assert probe(opened).header.title == "t"

@@ -10,12 +10,14 @@ import pytest
 from semvc import signals
 from semvc.entropy import ASSETS, mixing, tables, textmodel
 from semvc.media import audioformat, av1, obu
+from semvc.nets import grain as nets_grain
 from semvc.signals import (
     audio,
     baselayer,
     camera,
     caption,
     depth,
+    grain,
     guide,
     keyframe,
     mask,
@@ -108,6 +110,14 @@ CLAIMS = {
         f"a grid of {depth.ROWS} rows of {depth.COLUMNS} nodes",
         f"shift (above {depth.MAX_SHIFT}: damaged)",
         f"| DEPTH | {spaced(depth._SYMBOLS)} |",
+    },
+    "grain": {
+        f"| GRAIN | {grain._SYMBOLS} |",
+        f"`bits({grain._BITS})`, coded at once",
+        ", ".join(map(str, nets_grain._LIMITS)),
+        f"in 1/{nets_grain.UNIT} of a code",
+        f"the {nets_grain._DETAIL} × {nets_grain._DETAIL} samples around",
+        f"the {nets_grain._PLACE} × {nets_grain._PLACE} samples around",
     },
     "mask": {
         f"{spaced(mask.MAX_PIXELS)}; more is damaged",

@@ -9,6 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import stranger
+import stranger_grain
 from conformance import VECTORS
 
 from semvc import decoder, profiles
@@ -23,7 +24,7 @@ S = SectionType
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["everything", "variable", "odd"])
+@pytest.mark.parametrize("name", ["everything", "variable", "odd", "grain"])
 def test_format_md_suffices_to_decode(name: str) -> None:
     reader = StreamReader(io.BytesIO((VECTORS / name / "stream.svc").read_bytes()))
     header = reader.header
@@ -32,7 +33,7 @@ def test_format_md_suffices_to_decode(name: str) -> None:
             timing, signals = decoder.unpack(profile, segment, header)
             runs = {
                 kind: stranger.Run(segment.sections[kind])
-                for kind in (S.TIMING, S.CAPTION, S.SKELETON, S.SKETCH)
+                for kind in (S.TIMING, S.CAPTION, S.SKELETON, S.SKETCH, S.GRAIN)
                 if kind in segment.sections
             }
             if timing is not None:
@@ -49,6 +50,8 @@ def test_format_md_suffices_to_decode(name: str) -> None:
                 )
                 assert (step, scale) == (signals.sketch.step, signals.sketch.scale)
                 assert maps == signals.sketch.maps.tolist()
+            if signals.grain is not None:
+                assert stranger_grain.grain(runs[S.GRAIN]) == list(signals.grain.levels)
             check = 0
             for kind, run in runs.items():
                 assert run.payload() == segment.sections[kind]

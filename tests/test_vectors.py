@@ -31,6 +31,7 @@ from semvc.media import av1
 from semvc.signals.camera import code_camera
 from semvc.signals.caption import code_caption
 from semvc.signals.depth import code_depth
+from semvc.signals.grain import code_grain
 from semvc.signals.latentprior import read_prior
 from semvc.signals.mask import code_masks
 from semvc.signals.skeleton import code_skeleton
@@ -38,7 +39,8 @@ from semvc.signals.sketch import SketchFrame, code_sketch
 from semvc.signals.timing import code_timing
 
 NAMES = sorted(path.parent.name for path in VECTORS.glob("*/stream.svc"))
-CODED = ("TIMING", "CAPTION", "SKELETON", "SKETCH", "CAMERA", "DEPTH", "MASK")  # by the range coder
+# by the range coder
+CODED = ("TIMING", "CAPTION", "SKELETON", "SKETCH", "CAMERA", "DEPTH", "MASK", "GRAIN")
 Json = dict[str, Any]
 
 
@@ -201,6 +203,7 @@ def coding(timing: Any, signals: Any, segment: Segment, header: StreamHeader) ->
     wanted["CAPTION"] = (signals.caption, code_caption)
     wanted["SKELETON"] = (signals.skeleton, partial(code_skeleton, frames=frames))
     wanted["SKETCH"] = (signals.sketch, partial(code_sketch, frame=frame))
+    wanted["GRAIN"] = (signals.grain, code_grain)
     return wanted
 
 
@@ -222,10 +225,6 @@ def test_the_reference_coder_reads_the_same_signals(name: str) -> None:
         assert check & 0xFFFF == segment.state_check
 
 
-def _slow_numpy() -> dict[str, str]:
-    """Keep numpy from every instruction set that it could do without."""
-    active = [name for name in numpy_build.__cpu_dispatch__ if numpy_build.__cpu_features__[name]]
-    return {"NPY_DISABLE_CPU_FEATURES": " ".join(active)} if active else {}
 def test_another_decoder_reads_the_same_latents() -> None:
     header, segments = parts("latent")
     prior = read_prior(MODELS / "tiny-codec")
@@ -242,6 +241,10 @@ def test_another_decoder_reads_the_same_latents() -> None:
         assert signal.latent.any() and signal.hyper.any()
 
 
+def _slow_numpy() -> dict[str, str]:
+    """Keep numpy from every instruction set that it could do without."""
+    active = [name for name in numpy_build.__cpu_dispatch__ if numpy_build.__cpu_features__[name]]
+    return {"NPY_DISABLE_CPU_FEATURES": " ".join(active)} if active else {}
 
 
 MACHINES = {

@@ -52,6 +52,7 @@ class SectionType(IntEnum):
     KEYFRAME = 12  # 1.0
     AUDIO_COPY = 13  # 1.0
     DEPTH = 14  # 1.0
+    GRAIN = 15  # 1.0
 
     @classmethod
     def _missing_(cls, value: object) -> SectionType | None:

@@ -123,7 +123,7 @@ class Cpsgd:
         self._rate = clip.info.frame_rate or Fraction(24)
         if self._finder is None:
             self._finder = Finder(options.camera, options.masks)
-        base = self._disco.begin(clip, options)
+        base = self._disco.begin(clip, dataclasses.replace(options, grain=False))
         self._base_header = base["sequence_header"]
         factor, crf = _coarseness(options.quality)
         picture = _shrunk(clip.frames[:1], factor)

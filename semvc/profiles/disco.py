@@ -24,11 +24,13 @@ from semvc.media.files import write_png
 from semvc.media.writer import OutputOptions, VideoWriter
 from semvc.nets import conditioning
 from semvc.nets.conditioning import FACTORS, SegmentConditions
+from semvc.nets.grain import UNIT, GrainSynthesizer, measure_grain
 from semvc.profiles import Coded
 from semvc.signals.baselayer import BaseLayer, decode_base_layer, encode_base_layer, rounded_crf
 from semvc.signals.caption import Caption, decode_caption, encode_caption
 from semvc.signals.coco import Poses, make_skeleton, read_coco, to_coco
 from semvc.signals.edges import extract_edges
+from semvc.signals.grain import Grain, decode_grain, encode_grain
 from semvc.signals.skeleton import MAX_STEP as SKELETON_STEP
 from semvc.signals.skeleton import UNITS, Skeleton, decode_skeleton, encode_skeleton
 from semvc.signals.sketch import (
@@ -50,13 +52,20 @@ if TYPE_CHECKING:
     from semvc.profiles.fulltier import FullTier
     from semvc.types import UInt8
 
-SECTIONS = (SectionType.CAPTION, SectionType.SKELETON, SectionType.SKETCH, SectionType.BASE_AV1)
+SECTIONS = (
+    SectionType.CAPTION,
+    SectionType.SKELETON,
+    SectionType.SKETCH,
+    SectionType.GRAIN,
+    SectionType.BASE_AV1,
+)
 _BEST_LEVEL, _WORST_LEVEL = 35.0, 91.0  # crf of the base layer at full size, quality 63 and 0
 _SAVED = 7.0  # crf steps that halving both sides of the picture is worth in bytes
 _SWITCH = 70.0  # level above which the next smaller base layer is used
 _MAX_CRF = 70.0
 _MIN_VIDEO = 16  # luma samples of a side of the base layer's video in `dump`
 _SKELETONS_PER_SECOND = 10.0
+_MEASURED = 8  # frames of a segment in which its grain is measured
 _SKETCHES_PER_SECOND, _SKETCH_SIDE, _SKETCH_DENSITY = 3.0, 80, 0.03
 
 
@@ -69,6 +78,7 @@ class Signals:
     caption: Caption | None
     sketch: Sketch | None
     skeleton: Skeleton | None
+    grain: Grain | None = None
 
 
 class Disco:
@@ -112,6 +122,8 @@ class Disco:
             wanted.add(SectionType.CAPTION)
         if options.sketch:
             wanted.add(SectionType.SKETCH)
+        if options.grain:
+            wanted.add(SectionType.GRAIN)
         if options.skeleton:
             wanted.add(SectionType.SKELETON)
             self._poses = read_coco(options.skeleton)
@@ -145,15 +157,31 @@ class Disco:
             small, crf=crf, preset=self._options.preset, fps=self._rate / self._step
         )
         base = BaseLayer(self._step, rounded_crf(crf), header, obus)
-        if self._options.sketch:
-            count, height, width = small.shape[:3]
+        count, height, width = small.shape[:3]
+        planes: color.Planes | None = None
+        if self._options.sketch or self._options.grain:
             planes = self._av1.decode(header, obus, (width, height), count)
+        if self._options.sketch and planes is not None:
             frame = _sketch_frame(len(clip.frames), clip.frames.shape[1:3], base, planes)
             sketch = _sketch(clip, frame)
             sections[SectionType.SKETCH], check = encode_sketch(sketch, frame, check)
+        if self._options.grain and planes is not None:
+            lost = self._lost(clip, planes)
+            if any(lost.levels):
+                sections[SectionType.GRAIN], check = encode_grain(lost, check)
         payload, check = encode_base_layer(base, self._sequence_header, check)
         sections[SectionType.BASE_AV1] = payload
         return Coded(sections, check)
+
+    def _lost(self, clip: Clip, planes: color.Planes) -> Grain:
+        """The grain that the base layer lacks of a clip, measured in some of its frames."""
+        count = len(planes[0])
+        places = sorted({count * (2 * k + 1) // (2 * _MEASURED) for k in range(_MEASURED)})
+        height, width = clip.frames.shape[1:3]
+        base = color.yuv420_to_rgb(tuple(p[places] for p in planes))  # type: ignore[arg-type]
+        rows, columns = (side * self._factor for side in base.shape[1:3])
+        shown = [color.resize(f[None], rows, columns)[0, :height, :width] for f in base]
+        return Grain(measure_grain([clip.frames[k * self._step] for k in places], shown))
 
     def _skeleton(self, clip: Clip, start: int) -> Skeleton | None:
         if not self._poses:
@@ -212,7 +240,10 @@ class Disco:
         if payload := segment.sections.get(SectionType.SKETCH):
             frame = _sketch_frame(segment.frames, (header.height, header.width), base, planes)
             sketch, check = decode_sketch(payload, frame, check)
-        return Signals(base, planes, caption, sketch, skeleton), check
+        lost = None
+        if payload := segment.sections.get(SectionType.GRAIN):
+            lost, check = decode_grain(payload, check)
+        return Signals(base, planes, caption, sketch, skeleton, lost), check
 
     # --- synthesis
 
@@ -256,15 +287,19 @@ class Disco:
                 given, caption=caption, frame_rate=rate, segment=segment.index
             )
             return
+        pairs: Iterator[tuple[UInt8, UInt8]] = ((base, base) for base in _held(given))
         if self._restorer is not None:
-            yield from self._restorer.frames(given, segment.index)
+            pairs = zip(self._restorer.frames(given, segment.index), _held(given), strict=True)
+        if signals.grain is None:
+            yield from (frame for frame, _ in pairs)
             return
-        held, picture = -1, np.zeros(0, np.uint8)
-        for index in conditioning.forward_fill(given.frames, given.step)[:, 1]:
-            if index != held:
-                held = int(index)
-                picture = conditioning.upsampled(given, held)
-            yield picture
+        texture = GrainSynthesizer(
+            signals.grain.levels,
+            (given.width, given.height),
+            seed=header.seed,
+            segment=segment.index,
+        )
+        yield from (texture.apply(frame, base) for frame, base in pairs)
 
     def dump(self, signals: Signals, segment: Segment, header: StreamHeader, folder: Path) -> None:
         """Write the caption as text, the base layer as a video, each sketch map as a PNG."""
@@ -279,6 +314,9 @@ class Disco:
             for index, bits in enumerate(signals.sketch.maps):
                 frame = index * signals.sketch.step
                 write_png(folder / f"{stem}-sketch-{frame:04d}.png", bits * np.uint8(255))
+        if signals.grain is not None:
+            levels = " ".join(f"{v / UNIT:g}" for v in signals.grain.levels)
+            (folder / f"{stem}-grain.txt").write_text(levels + "\n", "utf-8")
         frames = color.yuv420_to_rgb(signals.planes)
         bigger = -(-_MIN_VIDEO // min(frames.shape[1:3]))  # players and encoders want some size
         frames = frames.repeat(bigger, 1).repeat(bigger, 2)
@@ -314,6 +352,16 @@ def conditions(signals: Signals, segment: Segment, header: StreamHeader) -> Segm
         points=points,
         visible=visible,
     )
+
+
+def _held(given: SegmentConditions) -> Iterator[UInt8]:
+    """The base layer's frames at the picture's size, each held until the next arrives."""
+    held, picture = -1, np.zeros(0, np.uint8)
+    for index in conditioning.forward_fill(given.frames, given.step)[:, 1]:
+        if index != held:
+            held = int(index)
+            picture = conditioning.upsampled(given, held)
+        yield picture
 
 
 def _held_skeleton(
