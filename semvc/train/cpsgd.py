@@ -1,7 +1,8 @@
 """Training of profile cpsgd's small generator: unrolled repair of scenes warped from keyframes.
 
-A run may start from weights of profile disco's small generator of the same widths and depths: both
-are one trunk, which then knows how to repair coded pictures before the first step.
+A run may start from weights of profile disco's small generator of the same widths: both have one
+trunk, which then knows how to repair coded pictures before the first step. Where there are fewer
+blocks, some are left out: each only adds to what it is given.
 """
 
 from __future__ import annotations
@@ -212,6 +213,23 @@ def _accept_disco(network: CpsgdGenerator, state: dict[str, Any], *_: Any) -> No
     # to: crf, factor, phase, memory; from: crf, spatial factor, phase, memory
     for to, source, scale in ((0, 0, 70 / 63), (1, 1, 1.0), (2, 3, 1.0), (4, 6, 1.0)):
         embed[:, times + to] = found[:, times + source] * scale
+    given |= {"stem.weight": stem, "embed.0.weight": embed}
     state.clear()
-    state.update(own)
-    state.update(given | {"stem.weight": stem, "embed.0.weight": embed})
+    for name in own:
+        state[name] = given.get(_kept(name, own, given), own[name])
+
+
+def _kept(name: str, own: dict[str, Any], given: dict[str, Any]) -> str:
+    """Which of the given tensors is to become `name`: of many blocks, the first to the last."""
+    stage, mark, rest = name.partition(".blocks.")
+    if not mark:
+        return name
+    index, _, rest = rest.partition(".")
+
+    def blocks(state: dict[str, Any]) -> int:
+        heads = [key.partition(mark) for key in state]
+        return len({tail.partition(".")[0] for head, _, tail in heads if head == stage})
+
+    mine, theirs = blocks(own), blocks(given)
+    source = int(index) * max(0, theirs - 1) // max(1, mine - 1)
+    return f"{stage}{mark}{source}.{rest}"
