@@ -1,22 +1,25 @@
 """Golden numbers of a bundled model: what it must give for a fixed input, within a tolerance.
 
-`python -m tests.golden` writes them beside the weights. The input needs no video: base frames and
-maps are made by integer arithmetic.
+`python -m tests.golden` writes them beside the weights. The input needs no video: base frames, maps
+and latents are made by integer arithmetic.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
 import torch
 
 from semvc import weights
-from semvc.nets import load, scene_restore
+from semvc.nets import load, s2vc_runner, s2vc_synthesis, scene_restore
 from semvc.nets.conditioning import SegmentConditions
 from semvc.nets.reprojection import SceneConditions
 from semvc.nets.restore import Restorer
 from semvc.signals.camera import rotation
+from semvc.signals.latent import Latents
+from semvc.signals.latentprior import LatentShape, read_prior
 
 FRAMES, WIDTH, HEIGHT, CELL = 3, 96, 64, 16
 
@@ -74,14 +77,38 @@ def scene() -> SceneConditions:
     )
 
 
+def latents(shape: LatentShape) -> Latents:
+    """Sparse integers, fewer from frame to frame."""
+    counts = (FRAMES, shape.latents, HEIGHT // 16, -(-WIDTH // 64) * 4)
+    t, c, y, x = np.indices(counts)
+    value = (c * 7 + y * 5 + x * 3 + t * 11) % (23 + 20 * t)
+    found = np.where(value < 4, value - 2, 0).astype(np.int8)
+    t, c, y, x = np.indices((FRAMES, shape.hyper, HEIGHT // 64, counts[3] // 4))
+    return Latents(160, ((c * 5 + y + x * 3 + t) % 3 - 1).astype(np.int8), found)
+
+
 def measure(ref: weights.ModelRef) -> list[list[float]]:
-    """Mean of every 16x16 cell and channel of each frame, as the model gives it in float32."""
+    """Mean of every 16x16 cell and channel of each frame, as the model gives it in float32.
+
+    A codec has the rows of its own pictures before those of the generator.
+    """
     device, folder = torch.device("cpu"), weights.resolve(ref)
     exact = torch.float32
     if ref.profile == "cpsgd":
         scenes = scene_restore.build(folder, device, exact)
         shown = scene_restore.SceneRestorer(scenes, device=device, dtype=exact, steps=1, seed=7)
         frames = shown.frames(scene(), 2)
+    elif ref.profile == "s2vc":
+        codec = s2vc_runner.build(folder, device, exact)
+        runner = s2vc_runner.CodecRunner(codec, device=device, dtype=exact)
+        decoder = s2vc_synthesis.build(folder, device, exact)
+        generator = s2vc_synthesis.Synthesizer(decoder, device=device, dtype=exact)
+        sent = latents(read_prior(folder).shape)
+        given = (sent.hyper, sent.latent, sent.quality / 4)
+        frames = itertools.chain(
+            runner.previews(*given, (HEIGHT, WIDTH)),
+            generator.frames(runner.features(*given), HEIGHT, WIDTH),
+        )
     else:
         network = load.build(folder, device, exact)
         restorer = Restorer(network, device=device, dtype=exact, steps=1, seed=7)

@@ -64,6 +64,8 @@ def seeded() -> Iterator[None]:
         ({"train": ("unet",)}, "train must name"),
         ({"crop": 96}, "multiple of 64"),
         ({"frames": 0}, "frames >= 1"),
+        ({"stagger": 0}, "stagger >= 1"),
+        ({"window": 65}, "window of at most its crop"),
         ({"lambdas": (1.0, 0.0)}, "two positive"),
         ({"train": ("codec", "autoencoder")}, "alone or with the decoder"),
     ],
@@ -86,6 +88,22 @@ def test_judged_frames_are_spread_and_hold_the_last(count: int, most: int, expec
     assert len(found) == len(set(found)) == expected
     assert max(found) == count - 1
     assert min(found) >= 0
+
+
+def test_windows_of_some_frames_are_judged_and_never_none() -> None:
+    stage = replace(CODING, crop=128, frames=3, stagger=4, window=64)
+    where = torch.arange(128.0 * 128).view(128, 128)
+    true = [
+        torch.stack([torch.stack([where * 0 + 2 * t + b, where]) for b in (0, 1)]) for t in range(3)
+    ]
+    frames, places = set(), set()
+    for quality in torch.rand(60, 1) * 63:
+        found = s2vc._judged(stage, true, quality)
+        assert len(found) in (1, 2) and found.shape[2:] == (64, 64)
+        frames |= set(found[:, 0, 0, 0].tolist())
+        places |= set(found[:, 1, 0, 0].tolist())
+    assert frames == set(range(6)) and len(places) > 30
+    assert len(s2vc._judged(replace(stage, stagger=1, window=0), true, quality)) == 6
 
 
 @pytest.mark.parametrize("name", ["s2vc-small-v1", "s2vc-sd15"])
@@ -369,11 +387,27 @@ def test_a_run_becomes_a_model_folder(shared: Path, straight: Path, tmp_path: Pa
     assert weights.codec_for("s2vc", tmp_path) == ref
     assert read_prior(model).nets.keys() == {(i, h) for i in (0, 1) for h in (0, 1)}
     tensors = load_file(model / "weights.safetensors")
-    assert {n.split(".")[0] for n in tensors} == {"codec", "decoder", "prior"}
+    assert {n.split(".")[0] for n in tensors} == {"codec", "decoder", "prior", "rate"}
     assert not any("autoencoder.encoder" in n for n in tensors)
     decoder = s2vc_synthesis.build(model, torch.device("cpu"), torch.float32)
     assert decoder(torch.randn(1, 8, 8, 8), None)[0].shape == (1, 3, 64, 64)
     s2vc_runner.build(model, torch.device("cpu"), torch.float32)
+
+
+def test_training_goes_on_from_a_model_folder(shared: Path, straight: Path, tmp_path: Path) -> None:
+    settings = s2vc_export.Settings(count=4, frames=2)
+    s2vc_export.export(RECIPE, straight, tmp_path / "m", [shared / "cache"], settings)
+    found = trainer(shared, tmp_path / "run", start=tmp_path / "m")
+    own, tensors = found.network.state_dict(), load_file(tmp_path / "m" / weights.WEIGHTS)
+    assert found.started_from == weights.sha256(tmp_path / "m" / weights.WEIGHTS)
+    shipped = {n: t for n, t in tensors.items() if not n.startswith("prior.")}
+    assert [n for n, t in shipped.items() if not torch.equal(own[n], t.float())] == []
+    del tensors["codec.head.1.bias"]
+    with pytest.raises(RuntimeError, match="1 tensors are missing or unknown"):
+        found.network.load_state_dict(tensors)
+    with pytest.raises(RuntimeError, match=r"as rate\."):  # no model folder
+        kept = {n: t for n, t in own.items() if not n.startswith("rate.")}
+        found.network.load_state_dict(kept)
 
 
 def test_an_export_without_weights_is_refused(shared: Path, tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ _OUTER = (  # ends of the networks, and what is not a matrix between features
     *("codec.intra.embed", "codec.inter.embed", "codec.anchor.0", "codec.head.1"),
     *("decoder.head", "decoder.unet.conv_out", "decoder.autoencoder", "rate", "predictor"),
 )
+_CODER = "prior."
+_TRAINING = ("rate.", "predictor.", "decoder.autoencoder.encoder.")  # what training adds
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ class Options:
     photographs set in motion. lambdas: the weight of the rate, in bits per pixel, at quality 0 and
     at 63; between them its logarithm is linear. cascade: whether gradients flow through the
     decoder's buffers from frame to frame. judged: of how many frames of a sequence LPIPS and DISTS
-    are taken, 0 for all.
+    are taken, 0 for all; of those, only every `stagger`-th, beginning with another one in each
+    sequence, and of that a window of `window` luma samples, 0 for all of it. VGG16 is most of what
+    a step costs, and so part of the pixels can do for a network that sees them all.
 
     Losses of the decoder's frames: l1, lpips, dists, semantic, motion, adversarial. Of the codec's
     own picture: preview (L1) and preview_lpips. latent: L1 between the decoder's latents and those
@@ -70,6 +74,8 @@ class Options:
     lambdas: tuple[float, float] = (5.2, 0.2)
     cascade: bool = True
     judged: int = 0
+    stagger: int = 1
+    window: int = 0
     l1: float = 0.0
     lpips: float = 0.0
     dists: float = 0.0
@@ -87,6 +93,8 @@ class Options:
             raise UsageError(f"a stage needs frames >= 1 and a crop that is a multiple of {STRIDE}")
         if "autoencoder" in self.train and "codec" in self.train and not self.decodes:
             raise UsageError("the autoencoder is trained alone or with the decoder")
+        if self.stagger < 1 or not 0 <= self.window <= self.crop:
+            raise UsageError("a stage needs stagger >= 1 and a window of at most its crop")
         if len(self.lambdas) != 2 or min(self.lambdas) <= 0:
             raise UsageError("lambdas are two positive numbers, at quality 0 and at 63")
 
@@ -133,8 +141,16 @@ class Model(nn.Module):
         return {n: found[n] for n in self._kept} if hasattr(self, "_kept") else found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load exactly those tensors; RuntimeError if one is missing or another is there."""
-        if odd := set(self._kept) ^ set(state_dict):
+        """Load exactly those tensors; RuntimeError if one is missing or another is there.
+
+        Of a model folder, which has the coder's `prior.*` as well, what only training needs may be
+        missing and is left as it is.
+        """
+        odd = set(self._kept) ^ set(state_dict)
+        if any(name.startswith(_CODER) for name in state_dict):
+            state_dict = {n: t for n, t in state_dict.items() if not n.startswith(_CODER)}
+            odd = {n for n in odd if not n.startswith((_CODER, *_TRAINING))}
+        if odd:
             raise RuntimeError(f"{len(odd)} tensors are missing or unknown, as {min(odd)}")
         whole = super().state_dict() | dict(state_dict)
         return super().load_state_dict(whole, *args, **kwargs)
@@ -310,10 +326,10 @@ class S2vc:
             values["traded"] = (trade(batch.quality, o.lambdas) * bpp).mean()
             values["bpp"], weights = bpp.mean(), {"traded": 1.0, "bpp": 0.0}
         if made.frames:
-            found = self._picture_losses(o, made.frames, made.true)
+            found = self._picture_losses(o, made.frames, made.true, batch.quality)
             values |= found | self._guidance_losses(o, made)
         if made.previews and (o.preview or o.preview_lpips):
-            values |= self._preview_losses(o, made)
+            values |= self._preview_losses(o, made, batch.quality)
         if self.adversarial(stage):
             with self._mixed():
                 fake, base = self._windows(made, made.frames)
@@ -323,7 +339,9 @@ class S2vc:
         total = torch.stack([weights[n] * v.float() for n, v in values.items() if weights[n]])
         return Losses(total.sum(), values)
 
-    def _picture_losses(self, o: Options, frames: list[Tensor], true: Tensor) -> dict[str, Tensor]:
+    def _picture_losses(
+        self, o: Options, frames: list[Tensor], true: Tensor, quality: Tensor
+    ) -> dict[str, Tensor]:
         wanted = list(true.unbind(1))
         values = {"l1": (torch.stack(frames, 1) - true).abs().mean()}
         if o.motion and len(frames) > 1:
@@ -331,8 +349,7 @@ class S2vc:
             change = [losses.temporal(b, a, d, c) for (a, b), (c, d) in zip(now, goal, strict=True)]
             values["motion"] = torch.stack(change).mean()
         if (o.lpips or o.dists) and self._perceptual is not None:
-            at = _spread(len(frames), o.judged)
-            x, y = (torch.cat([images[t] for t in at]) for images in (frames, wanted))
+            x, y = (_judged(o, images, quality) for images in (frames, wanted))
             values["lpips"], values["dists"] = self._perceptual(x, y)
         return values
 
@@ -352,12 +369,11 @@ class S2vc:
             values["latent"] = (found.float() - goal.float()).abs().mean()
         return values
 
-    def _preview_losses(self, o: Options, made: Made) -> dict[str, Tensor]:
+    def _preview_losses(self, o: Options, made: Made, quality: Tensor) -> dict[str, Tensor]:
         previews, wanted = made.previews, list(made.true.unbind(1))
         values = {"preview": (torch.stack(previews, 1) - made.true).abs().mean()}
         if o.preview_lpips and self._perceptual is not None:
-            at = _spread(len(previews), o.judged)
-            x, y = (torch.cat([images[t] for t in at]) for images in (previews, wanted))
+            x, y = (_judged(o, images, quality) for images in (previews, wanted))
             values["preview_lpips"] = self._perceptual(x, y)[0]
         return values
 
@@ -386,6 +402,24 @@ def trade(quality: Tensor, lambdas: tuple[float, float]) -> Tensor:
 
 def _as_it_is(function: Any) -> Any:
     return function
+
+
+def _judged(o: Options, frames: list[Tensor], quality: Tensor) -> Tensor:
+    """Return of frames, T of [B, 3, S, S], what LPIPS and DISTS see, [N, 3, window, window].
+
+    What is taken follows from the qualities, which are drawn anew for each step.
+    """
+    drawn = int(float(quality[0]) * 65536)
+    at = _spread(len(frames), o.judged)
+    size, stagger = o.window or o.crop, min(o.stagger, len(at) + len(frames[0]) - 1)
+    spare = o.crop - size + 1
+    y, x = drawn % spare, drawn // spare % spare
+    return torch.cat(
+        [
+            frames[t][(drawn + i) % stagger :: stagger, :, y : y + size, x : x + size]
+            for i, t in enumerate(at)
+        ]
+    )
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -4,8 +4,8 @@
 run, or of what `semvc train export` made of it on a machine that has no entropy coder), rounds it
 to fp16, fits the coder to what the rounded codec gives on the cache's sequences, and writes
 `config.toml`, `weights.safetensors` and `recipe.toml`. Of the weights, `codec.*` and `decoder.*`
-are fp16 and `prior.*` integers. The model's row of `index.toml` goes to stdout, what the fit
-reports to stderr.
+are fp16 and `prior.*` integers; `rate.*`, fp16, serves training that goes on from the model alone.
+The model's row of `index.toml` goes to stdout, what the fit reports to stderr.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from semvc.weights import CONFIG, WEIGHTS, sha256
 
 _log = logging.getLogger(__name__)
 
+_SHIPPED = ("codec.", "decoder.", "rate.")
 _NOT_SHIPPED = "decoder.autoencoder.encoder."
 
 
@@ -59,7 +60,7 @@ def export(
     sizes = {n: given.network["codec"][n] for n in ("latents", "groups", "hyper", "hyper_levels")}
     samples = s2vc_prior.samples(codec, rate, Sequences(caches), **dataclasses.asdict(settings))
     prior, report = s2vc_prior.fit(LatentShape(**sizes), rate, list(samples))
-    tensors = {n: t for n, t in weights.items() if n.startswith(("codec.", "decoder."))}
+    tensors = {n: t for n, t in weights.items() if n.startswith(_SHIPPED)}
     tensors = {n: t.contiguous() for n, t in tensors.items() if not n.startswith(_NOT_SHIPPED)}
     tensors |= {n: torch.from_numpy(t.copy()) for n, t in prior.arrays().items()}
     model.mkdir(parents=True, exist_ok=True)
