@@ -6,7 +6,6 @@ Every value that is refused is refused here, with exit code 2 and the name of it
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Callable
@@ -15,9 +14,10 @@ from typing import Any, TypeVar
 
 import click
 
-from semvc import weights
+from semvc import modelarguments, weights
 from semvc.backbones import manifest
 from semvc.errors import UsageError
+from semvc.modelarguments import Number
 from semvc.rate import Target
 from semvc.types import EncodeOptions, FullTier, Limits
 
@@ -44,17 +44,6 @@ _SIZE_UNITS = {
     "gib": 1 << 30,
 }
 _MAX_TITLE_BYTES = 100  # of the header's 250
-
-
-class _Number(click.FloatRange):
-    """A finite number in a range."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        if not math.isfinite(number := float(super().convert(value, param, ctx))):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
@@ -166,17 +155,17 @@ _ENCODE = (
     click.option(
         "-q",
         "--quality",
-        type=_Number(0, 63),
+        type=Number(0, 63),
         help=f"0 (smallest) to 63; default {_DEFAULT_QUALITY:g}.",
     ),
     click.option(
         "--bpp",
-        type=_Number(0, min_open=True),
+        type=Number(0, min_open=True),
         help="Target bits per source pixel, sound left out.",
     ),
     click.option(
         "--kbps",
-        type=_Number(0, min_open=True),
+        type=Number(0, min_open=True),
         help="Target kilobits per second, sound included.",
     ),
     click.option("--size", type=_Size(), help="Target size of the whole file: 500kB, 1.5MB."),
@@ -198,7 +187,7 @@ _ENCODE = (
     click.option(
         "--skeleton",
         type=click.Path(path_type=Path),
-        help="COCO keypoint JSON, one entry a frame and person.",
+        help="COCO keypoint JSON, one entry a frame and person; or auto.",
     ),
     click.option(
         "--camera",
@@ -229,7 +218,7 @@ _ENCODE = (
     ),
     click.option(
         "--segment-seconds",
-        type=_Number(0.5, 10),
+        type=Number(0.5, 10),
         default=5.0,
         show_default=True,
         help="Longest segment; shots are divided evenly.",
@@ -276,9 +265,9 @@ _DECODE = (
         type=click.IntRange(1, 50),
         help="Diffusion steps; 1 if not given, at tier full the backbone's own number.",
     ),
-    click.option("--start", type=_Number(0), default=0.0, help="Begin at this second."),
+    click.option("--start", type=Number(0), default=0.0, help="Begin at this second."),
     click.option(
-        "--duration", type=_Number(0, min_open=True), help="Seconds to decode; all if not given."
+        "--duration", type=Number(0, min_open=True), help="Seconds to decode; all if not given."
     ),
     click.option(
         "--salvage",
@@ -323,42 +312,6 @@ _DECODE = (
     ),
     _MODELS_DIR,
 )
-_FULL = (
-    click.option("--backbone", help="Of tier full: ltx, vace, or an id of 'models info'."),
-    click.option(
-        "--lora",
-        "loras",
-        multiple=True,
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="Safetensors file that adapts the backbone; can be given again.",
-    ),
-    click.option(
-        "--memory",
-        type=click.Choice(["auto", "full", "offload", "group"]),
-        help="Of tier full: all on the GPU, one network at a time, or one block at a time; by"
-        " default what fits.",
-    ),
-    click.option(
-        "--quant",
-        type=click.Choice(["none", "fp8", "int8"]),
-        help="Of tier full: keep the transformer's weights in 8 bits.",
-    ),
-    click.option(
-        "--packing",
-        type=click.Choice(["shared", "offset", "alternate"]),
-        help="Of backbone ltx: where reference tokens lie; by default as its LoRA says.",
-    ),
-    click.option(
-        "--strength",
-        type=_Number(0, 1, min_open=True),
-        help="Of tier full: share of noise that a picture starts from.",
-    ),
-    click.option(
-        "--guidance",
-        type=_Number(1, 20),
-        help="Of tier full: weight of the caption; 1 halves the work, for few-step LoRAs.",
-    ),
-)
 _OUTPUT = (
     click.option(
         "--report", type=click.Path(path_type=Path), help="Also write the JSON report here."
@@ -391,12 +344,12 @@ def models_dir_option(command: Command) -> Command:
 
 def encode_options(command: Command) -> Command:
     """Add all options of `encode`."""
-    return _all((*_ENCODE, *_OUTPUT), command)
+    return _all((*_ENCODE, *modelarguments.EXTRACT, *_OUTPUT), command)
 
 
 def decode_options(command: Command) -> Command:
     """Add all options of `decode`."""
-    return _all((*_DECODE, *_FULL, *_OUTPUT), command)
+    return _all((*_DECODE, *modelarguments.FULL, *_OUTPUT), command)
 
 
 def _all(options: tuple[Callable[[Any], Any], ...], command: Command) -> Command:
@@ -427,37 +380,23 @@ def bit_options(given: dict[str, Any]) -> EncodeOptions:
         seed=given["seed"],
         factor=None if given["factor"] is None else int(given["factor"]),
         step=None if given["step"] is None else int(given["step"]),
-        caption=caption(given["caption"]),
+        caption=modelarguments.caption(given["caption"]),
         sketch=given["sketch"],
         grain=given["grain"],
-        skeleton="" if skeleton is None else _read_text(skeleton),
+        skeleton="" if skeleton in (None, Path("auto")) else _read_text(skeleton),
         camera=given["camera"],
         masks=given["masks"],
         audio=audio,
         audio_kbps=kbps,
         title=given["title"],
         models_dir=given["models_dir"],
+        **modelarguments.extractors(given, models_home()),
     )
 
 
 def full_tier(given: dict[str, Any]) -> FullTier:
     """Return the options of tier full; UsageError if they are given with another tier."""
-    names = ("backbone", "loras", "memory", "quant", "packing", "strength", "guidance")
-    if given["tier"] != "full":
-        for name in names:
-            if given[name] not in (None, ()):
-                raise UsageError(f"--{name.removesuffix('s')} needs --tier full")
-    return FullTier(
-        backbone=given["backbone"] or "",
-        home=models_home(),
-        loras=given["loras"],
-        memory=given["memory"] or "auto",
-        quant=given["quant"] or "none",
-        packing=given["packing"] or "",
-        steps=given["steps"] or 0,
-        strength=given["strength"],
-        guidance=given["guidance"],
-    )
+    return modelarguments.full_tier(given, models_home())
 
 
 def models_home() -> Path:
@@ -466,13 +405,10 @@ def models_home() -> Path:
 
 
 def caption(text: str) -> str:
-    """Return the caption meant by --caption; UsageError for one that cannot be made here."""
+    """Return the caption meant by `edit --caption`; UsageError for one that a model would write."""
     if text == "auto":
-        raise UsageError(
-            "--caption auto needs a captioning model, and none is installed with this version:"
-            " write the caption yourself, or leave it out"
-        )
-    return "" if text == "none" else text
+        raise UsageError("--caption auto looks at pictures: it goes with encode, not with edit")
+    return modelarguments.caption(text)
 
 
 def check_outputs(source: Path, *outputs: Path | None) -> None:

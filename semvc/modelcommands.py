@@ -39,10 +39,11 @@ def models_list(models_dir: Path | None, as_json: bool) -> None:
             f"{row['id']}  {row['decoder_id']}  {state}  {row['profile']}/{row['tier']}"
             f"  {row['bytes']} bytes  {row['licence']}"
         )
-    for entry in manifest.entries():
+    for entry in manifest.entries() + manifest.extractors():
         state = "installed" if _folder(entry, models_dir) else "not pulled"
         size = entry.bytes or "unknown"
-        click.echo(f"{entry.id}  {state}  disco/full  {size} bytes  {entry.licence}")
+        use = f"encode/{entry.family}" if entry.is_extractor else "disco/full"
+        click.echo(f"{entry.id}  {state}  {use}  {size} bytes  {entry.licence}")
 
 
 @models.command("info")
@@ -51,8 +52,9 @@ def models_list(models_dir: Path | None, as_json: bool) -> None:
 @arguments.json_option
 @arguments.debug_option
 def models_info(name: str | None, models_dir: Path | None, as_json: bool) -> None:
-    """Show backbones of tier full: origin, licence, memory, settings. All, or the one NAMEd."""
-    chosen = manifest.entries() if name is None else (manifest.named(name),)
+    """Show pretrained models: origin, licence, memory, settings. All, or the one NAMEd."""
+    every = manifest.entries() + manifest.extractors()
+    chosen = every if name is None else (manifest.named(name),)
     rows = []
     for entry in chosen:
         folder = _folder(entry, models_dir)
@@ -79,7 +81,12 @@ def models_path(name: str, models_dir: Path | None) -> None:
         if ref.id == name:
             click.echo(str(weights.resolve(ref, models_dir)))
             return
-    click.echo(str(manifest.find(name, _roots(models_dir))[1]))
+    entry = manifest.named(name)
+    roots = _roots(models_dir)
+    if entry.is_extractor:
+        click.echo(str(manifest.find_extractor(entry.family, entry.id, roots)))
+    else:
+        click.echo(str(manifest.find(name, roots)[1]))
 
 
 @models.command("pull")
@@ -93,18 +100,24 @@ def models_path(name: str, models_dir: Path | None) -> None:
 @click.option("--yes", is_flag=True, help="Agree to the licence without being asked.")
 @arguments.debug_option
 def models_pull(name: str, target: Path | None, yes: bool) -> None:
-    """Download backbone NAME, after showing its licence, and record what came."""
+    """Download the model NAME, after showing its licence, and record what came."""
     from semvc.backbones import hub
 
     entry = manifest.named(name)
     folder = (target or arguments.models_home()) / entry.id
     size = f"{entry.bytes / 1e9:.1f} GB" if entry.bytes else "size unknown until pulled"
     click.echo(f"{entry.id} from {entry.repository}, {size}, to {folder}")
+    click.echo(f"memory      {entry.vram} (its authors' figures)")
     click.echo(f"licence     {entry.licence}")
     if entry.conditions:
         click.echo(f"conditions  {entry.conditions}")
         if not yes:
             click.confirm("Do you agree?", abort=True)
+    if not entry.commit or not entry.sha256:
+        click.echo(
+            "note        this program does not know the right files' hashes: what comes now is"
+            " compared with what the server announces, recorded, and trusted from then on"
+        )
     row = hub.pull(entry, folder)
     total = sum(file["bytes"] for file in row["files"].values())
     click.echo(f"{entry.id}: {len(row['files'])} files, {total} bytes, commit {row['commit']}")
@@ -116,11 +129,11 @@ def models_pull(name: str, target: Path | None, yes: bool) -> None:
 def models_verify(models_dir: Path | None) -> None:
     """Check the full SHA-256 of every model; exit 6 if one is missing or different.
 
-    Backbones are checked where they are installed.
+    Pretrained models are checked where they are installed, against what their download recorded.
     """
     for ref in weights.index(models_dir):
         click.echo(f"{ref.id}: ok, {weights.resolve(ref, models_dir)}")
-    for entry in manifest.entries():
+    for entry in manifest.entries() + manifest.extractors():
         folder = _folder(entry, models_dir)
         if folder is not None:
             click.echo(f"{entry.id}: {manifest.verify(entry, folder)}, {folder}")
@@ -133,6 +146,8 @@ def _roots(models_dir: Path | None) -> list[Path]:
 
 def _folder(entry: manifest.Entry, models_dir: Path | None) -> Path | None:
     try:
+        if entry.is_extractor:
+            return manifest.find_extractor(entry.family, entry.id, _roots(models_dir))
         return manifest.find(entry.id, _roots(models_dir))[1]
     except ModelError:
         return None
@@ -151,7 +166,13 @@ def _text(row: dict[str, Any]) -> str:
             f"  licence     {row['licence']}",
             f"  conditions  {row['conditions'] or 'none beyond the licence'}",
             f"  memory      {row['vram']} (its authors' figures, not measured here)",
-            f"  steps       {row['steps']}, windows of {row['frames']} frames,"
-            f" up to {row['max_pixels']} pixels",
+            *(
+                [
+                    f"  steps       {row['steps']}, windows of {row['frames']} frames,"
+                    f" up to {row['max_pixels']} pixels"
+                ]
+                if row["steps"]
+                else []
+            ),
         )
     )

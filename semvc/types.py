@@ -93,7 +93,11 @@ class EncodeOptions:
 
     `quality` is in [0, 63], quarter steps allowed, higher is better. `factor` and `step` are the
     base layer's spatial and temporal factors (1, 2, 4 or 8), None to choose by content. `preset` is
-    SVT-AV1's, 0 slowest to 13. `skeleton` is the text of a COCO keypoint file. For profile
+    SVT-AV1's, 0 slowest to 13. `skeleton` is the text of a COCO keypoint file. `captioner` is the
+    folder of a model that writes a caption for each segment where `caption` is empty, or for each
+    scene if `caption_scope` says so instead of segment; `posers` are those of a person detector and
+    of a pose model, in place of `skeleton`; `edges` is the file of a network for soft edges, in
+    place of the extractor without weights. For profile
     cpsgd, `camera` is a file of poses and `masks` a folder of PNG files, one for each frame.
     `audio` is opus, copy or none; `audio_kbps` applies to opus. `title` is shown by `info`. The
     stream is made for the model found in `models_dir`, if any, before the bundled ones.
@@ -110,6 +114,10 @@ class EncodeOptions:
     sketch: bool = False
     grain: bool = True
     skeleton: str = ""
+    captioner: Path | None = None
+    caption_scope: str = "segment"
+    posers: tuple[Path, Path] | None = None
+    edges: Path | None = None
     camera: Path | None = None
     masks: Path | None = None
     audio: str = "opus"
@@ -122,10 +130,11 @@ class EncodeOptions:
 class FullTier:
     """How tier full of profile disco works; nothing here may change a signal.
 
-    `backbone` is an id or family of the manifest, empty for the first that is installed; `home` is
-    searched after `Runtime.models_dir`. `loras` are safetensors files. `memory` is auto, full,
-    offload or group; `quant` none, fp8 or int8; `packing` shared, offset or alternate,
-    empty for the LoRA's own. `steps` 0 and `strength` and `guidance` None mean the backbone's own.
+    `backbone` is an id or family of the manifest or a folder, empty for the first that is
+    installed; `home` is searched after `Runtime.models_dir`. `loras` are safetensors files.
+    `memory` is auto, full, offload or group; `quant` none, fp8 or int8; `packing` shared, offset or
+    alternate, empty for the LoRA's own. `steps` 0 and `strength` and `guidance` None mean the
+    backbone's own.
     """
 
     backbone: str = ""

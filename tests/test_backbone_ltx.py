@@ -18,6 +18,7 @@ from tinybackbones import (
     noise,
     write_lora,
     write_ltx,
+    write_sentencepiece,
     write_text,
 )
 
@@ -167,6 +168,14 @@ def test_captions_are_read_exactly_as_stored(tmp_path: Path) -> None:
     values = texts(stored).values
     assert seen == [stored]
     assert (values != texts(stored.strip()).values).any()
+
+
+@missing("transformers", "sentencepiece", "google.protobuf")
+def test_a_tokenizer_of_a_sentencepiece_model_alone_is_read(tmp_path: Path) -> None:
+    folder = write_sentencepiece(write_text(write_ltx(tmp_path)))
+    texts = opened(folder)._texts  # type: ignore[attr-defined]
+    cat, dog = texts("a cat"), texts("a dog")
+    assert 2 < int(cat.mask.sum()) < 12 and (cat.values != dog.values).any()
 
 
 # --- LoRA

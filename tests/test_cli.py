@@ -135,7 +135,6 @@ def test_a_bug_is_exit_code_1_and_asks_for_a_report(
         (["--audio", "mp3"], "'mp3': give opus, opus:KBPS (6 to 256), copy or none"),
         (["--audio", "opus:5"], "'opus:5': give opus, opus:KBPS (6 to 256), copy or none"),
         (["--audio", "copy:12"], "'copy:12': give opus"),
-        (["--caption", "auto"], "--caption auto needs a captioning model"),
         (["--caption", "@none.txt"], "cannot read none.txt: No such file or directory"),
         (["--caption", "x" * 4097], "4097 bytes are too many, at most 4096"),
         (["--caption", "\udcff"], "it is not valid UTF-8"),

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from scene import Scene, write_video
 from tinybackbones import CPU, SETTINGS, conditions, missing, noise, write_ltx, write_text
 
-from semvc.backbones import protocol
+from semvc.backbones import captioner, protocol
 from semvc.errors import UsageError
 from semvc.train import families, loop, ltx, prepare_windows, recipe, windows
 from semvc.train.recipe import Recipe, Stage
@@ -80,6 +80,24 @@ def test_a_window_is_the_largest_square_and_the_skeleton_goes_with_it(footage: P
     assert found.frames.shape == (9, 64, 64, 3) and found.caption == "a room with balls"
     rows = json.loads(found.skeleton)
     assert len(rows) == 9 and rows[3]["keypoints"][:3] == [(43 - 8) * 0.8, 30 * 0.8, 2]
+
+
+def test_a_model_describes_what_has_no_caption(
+    backbone: Path, footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Teller:
+        def __init__(self, folder: Path, _: str) -> None:
+            assert folder == tmp_path
+
+        def describe(self, frames: Any) -> Any:
+            assert frames.shape == (9, 64, 64, 3)
+            return captioner.Described("a ball", 0.5)
+
+    monkeypatch.setattr(prepare_windows, "Captioner", Teller)
+    settings = dataclasses.replace(SETTINGS_64, captioner=tmp_path)
+    prepare_windows.fill(footage, tmp_path / "c", backbone, settings, device=CPU)
+    found = windows.Windows([tmp_path / "c"], 1)
+    assert [len(found.read(k).text) for k in (0, 1)] == [18, 7]  # one token a letter, and the end
 
 
 def test_windows_that_are_there_are_not_made_again(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,15 @@ CPU = torch.device("cpu")
 
 def missing(*names: str) -> pytest.MarkDecorator:
     """Skip where a package of the extra `full` is not installed."""
-    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    absent = [name for name in names if not _is_there(name)]
     return pytest.mark.skipif(bool(absent), reason=f"needs {', '.join(absent)}: semvc[full]")
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that should hold it
+        return False
 
 
 def write_ltx(folder: Path) -> Path:
@@ -121,6 +130,31 @@ def write_text(folder: Path, kind: str = "T5EncoderModel") -> Path:
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     ).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def write_sentencepiece(folder: Path) -> Path:
+    """Replace the tokenizer by one of a sentencepiece model alone, as LTX-Video's folders have."""
+    import sentencepiece
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a cat and a dog", "the quick brown fox"] * 50),
+        model_writer=made,
+        vocab_size=60,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(made.getvalue())
+    row = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(row), "utf-8")
     return folder
 
 

@@ -99,7 +99,7 @@ class Ltx:
         if encoded.tail is not None:
             known = tokens.flatten(encoded.tail)
             pinned[: known.shape[1]] = True
-            x[:, pinned] = known
+            x[:, : known.shape[1]] = known
         levels = self._schedule.levels(
             steps, tokens=x.shape[1], strength=self._settings.strength
         ).tolist()

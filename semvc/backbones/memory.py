@@ -87,7 +87,8 @@ def read_load(
     `references` is the number of reference streams that a transformer with tokens of 32 x 32 x 8
     samples sees besides the target.
     """
-    parameters = {part: _count(folder / part) for part in ("transformer", "vae", "text_encoder")}
+    parts = ("transformer", "vae", "text_encoder")
+    parameters = {part: count_parameters(folder / part) for part in parts}
     path = folder / "transformer" / "config.json"
     try:
         row = json.loads(path.read_text("utf-8"))
@@ -114,8 +115,11 @@ def host_free(source: Path = Path("/proc/meminfo")) -> int | None:
     return None
 
 
-def _count(folder: Path) -> int:
-    """Parameters in the safetensors files of a folder, from their headers alone."""
+def count_parameters(folder: Path) -> int:
+    """Return the parameters in the safetensors files of a folder, from their headers alone.
+
+    ModelError for a file that is not safetensors.
+    """
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
         try:

@@ -82,7 +82,7 @@ def pack(streams: list[Reference], packing: Packing, frame_rate: float) -> Packe
         if packing is Packing.OFFSET:
             place[0] += (index + 1) * frames * TIME / frame_rate
         elif packing is Packing.ALTERNATE:
-            mine = slot % len(streams) == index
+            mine = torch.nonzero(slot % len(streams) == index)[:, 0]
             place, slot, cells = place[:, mine], slot[mine], cells[:, mine]
         tokens.append(cells)
         places.append(place)
@@ -110,10 +110,12 @@ class Sequence:
         self._order = torch.argsort(slots, stable=True)
         self.coordinates = place[:, self._order]
         self.target = self._order >= known
+        self._places = torch.nonzero(self.target)[:, 0]  # indices: masks would make a GPU wait
 
     def to(self, device: torch.device) -> Sequence:
         """Move to a device and return itself."""
         self._order, self.target = self._order.to(device), self.target.to(device)
+        self._places = self._places.to(device)
         self.coordinates = self.coordinates.to(device)
         return self
 
@@ -127,9 +129,9 @@ class Sequence:
     def levels(self, target: Tensor) -> Tensor:
         """Return [B, N]: 0 for references, `target` [B, n] for target tokens."""
         out = target.new_zeros(len(target), len(self._order))
-        out[:, self.target] = target
+        out[:, self._places] = target
         return out
 
     def take(self, tokens: Tensor) -> Tensor:
         """Return the target's part [B, n, C] of tokens [B, N, C]; references are dropped."""
-        return tokens[:, self.target]
+        return tokens[:, self._places]

@@ -144,6 +144,17 @@ class CutDetector:
         return bool(even and abs(shares[half - 1] - 0.5) < 0.15)
 
 
+def is_cut(before: UInt8, after: UInt8, fps: float) -> bool:
+    """Whether a shot changes about where the frames `before`, uint8 [T, H, W, 3], end.
+
+    `after` follows them; about half a second of each is enough.
+    """
+    detector = CutDetector(fps)
+    cuts = [cut for frame in (*before, *after) for cut in detector.push(frame)]
+    cuts += detector.finish()
+    return any(abs(cut - len(before)) <= max(1, len(before) // 2) for cut in cuts)
+
+
 class SegmentPlanner:
     """Push frames, get the spans of segments: cut at shot changes, of bounded and even length.
 

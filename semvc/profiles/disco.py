@@ -26,10 +26,10 @@ from semvc.nets import conditioning
 from semvc.nets.conditioning import FACTORS, SegmentConditions
 from semvc.nets.grain import UNIT, GrainSynthesizer, measure_grain
 from semvc.profiles import Coded
+from semvc.profiles.extracting import Extractors
 from semvc.signals.baselayer import BaseLayer, decode_base_layer, encode_base_layer, rounded_crf
 from semvc.signals.caption import Caption, decode_caption, encode_caption
 from semvc.signals.coco import Poses, make_skeleton, read_coco, to_coco
-from semvc.signals.edges import extract_edges
 from semvc.signals.grain import Grain, decode_grain, encode_grain
 from semvc.signals.skeleton import MAX_STEP as SKELETON_STEP
 from semvc.signals.skeleton import UNITS, Skeleton, decode_skeleton, encode_skeleton
@@ -85,7 +85,7 @@ class Disco:
     """The profile's encoder and decoder; one object serves one stream."""
 
     id: ClassVar[ProfileId] = ProfileId.DISCO
-    notes: tuple[str, ...] = ()  # what the user should know of the decoder that was loaded
+    notes: tuple[str, ...] = ()  # what the user should know of the models at work
 
     def __init__(self, models_dir: Path | None = None) -> None:
         del models_dir  # signals need no model here
@@ -94,6 +94,7 @@ class Disco:
         self._rate = Fraction(24)
         self._sequence_header = b""
         self._poses: Poses = {}
+        self._found = Extractors(self._options)
         self._small: tuple[tuple[int, int, int], UInt8] | None = None
         self._restorer: Restorer | None = None
         self._full: FullTier | None = None
@@ -118,7 +119,8 @@ class Disco:
             small[:1], crf=crf, preset=options.preset, fps=self._rate / self._step
         )
         wanted = {SectionType.BASE_AV1}
-        if options.caption:
+        self._found.options = options
+        if options.caption or self._found.writes_captions:
             wanted.add(SectionType.CAPTION)
         if options.sketch:
             wanted.add(SectionType.SKETCH)
@@ -127,6 +129,8 @@ class Disco:
         if options.skeleton:
             wanted.add(SectionType.SKELETON)
             self._poses = read_coco(options.skeleton)
+        elif self._found.finds_people:
+            wanted.add(SectionType.SKELETON)
         return {
             "base_size": (small.shape[2], small.shape[1]),
             "sequence_header": self._sequence_header,
@@ -143,10 +147,8 @@ class Disco:
     def encode(self, clip: Clip, start: int, quality: float, check: int) -> Coded:
         """Code one clip that begins at frame `start` at `quality`."""
         sections: dict[SectionType, bytes] = {}
-        if self._options.caption:
-            sections[SectionType.CAPTION], check = encode_caption(
-                Caption(self._options.caption), check
-            )
+        if caption := self._found.caption(clip, start):
+            sections[SectionType.CAPTION], check = encode_caption(Caption(caption), check)
         skeleton = self._skeleton(clip, start)
         if skeleton is not None:
             frames = len(clip.frames)
@@ -163,7 +165,7 @@ class Disco:
             planes = self._av1.decode(header, obus, (width, height), count)
         if self._options.sketch and planes is not None:
             frame = _sketch_frame(len(clip.frames), clip.frames.shape[1:3], base, planes)
-            sketch = _sketch(clip, frame)
+            sketch = _sketch(clip, start, frame, self._found)
             sections[SectionType.SKETCH], check = encode_sketch(sketch, frame, check)
         if self._options.grain and planes is not None:
             lost = self._lost(clip, planes)
@@ -171,6 +173,7 @@ class Disco:
                 sections[SectionType.GRAIN], check = encode_grain(lost, check)
         payload, check = encode_base_layer(base, self._sequence_header, check)
         sections[SectionType.BASE_AV1] = payload
+        self.notes = self._found.notes
         return Coded(sections, check)
 
     def _lost(self, clip: Clip, planes: color.Planes) -> Grain:
@@ -184,12 +187,14 @@ class Disco:
         return Grain(measure_grain([clip.frames[k * self._step] for k in places], shown))
 
     def _skeleton(self, clip: Clip, start: int) -> Skeleton | None:
-        if not self._poses:
-            return None
-        frames = len(clip.frames)
         step = min(SKELETON_STEP, max(1, round(float(self._rate) / _SKELETONS_PER_SECOND)))
+        poses = self._poses
+        if self._found.finds_people:
+            poses = self._found.poses(clip, start, step)
+        if not poses:
+            return None
         size = (clip.info.width, clip.info.height)
-        return make_skeleton(self._poses, start=start, frames=frames, step=step, size=size)
+        return make_skeleton(poses, start=start, frames=len(clip.frames), step=step, size=size)
 
     def _degraded(self, clip: Clip, start: int) -> UInt8:
         """The base layer's input, uint8 [K, h, w, 3]; kept while a rate search tries again."""
@@ -383,7 +388,7 @@ def _sketch_frame(
     return SketchFrame(frames, size[0], size[1], luma, base.temporal)
 
 
-def _sketch(clip: Clip, frame: SketchFrame) -> Sketch:
+def _sketch(clip: Clip, start: int, frame: SketchFrame, found: Extractors) -> Sketch:
     """Extract the sketch of a clip at the default rate and size."""
     rate = float(clip.info.frame_rate or 24)
     step = min(MAX_STEP, max(1, round(rate / _SKETCHES_PER_SECOND)))
@@ -392,8 +397,8 @@ def _sketch(clip: Clip, frame: SketchFrame) -> Sketch:
     while count * height * width > MAX_PIXELS and step < MAX_STEP:
         step += 1
         count, height, width = frame.shape(step, scale)
-    luma = (clip.frames[::step] @ np.array([0.2126, 0.7152, 0.0722], np.float32)).astype(np.uint8)
-    return Sketch(extract_edges(luma, (height, width), density=_SKETCH_DENSITY), step, scale)
+    maps = found.edges(clip.frames[::step], start, (height, width), _SKETCH_DENSITY)
+    return Sketch(maps, step, scale)
 
 
 def _level(quality: float) -> float:

@@ -47,6 +47,25 @@ def extract_edges(
     return np.stack([_trace(ridge, high) for ridge in ridges]).astype(np.uint8)
 
 
+def trace_strengths(strengths: UInt8, size: tuple[int, int], density: float = 0.04) -> UInt8:
+    """Thin edge maps uint8 {0, 1} [T, h, w] of `strengths` uint8 [T, H, W] that a network found.
+
+    Averaged down to `size` = (h, w), kept where they are highest across the line, and then by the
+    same hysteresis and density as in `extract_edges`; the same errors are raised.
+    """
+    if strengths.ndim != 3 or strengths.dtype != np.uint8:
+        raise ValueError(f"strengths must be uint8 [T, H, W], not {strengths.dtype}")
+    if not (1 <= size[0] <= strengths.shape[1] and 1 <= size[1] <= strengths.shape[2]):
+        raise ValueError(f"maps of {size} do not fit strengths of {strengths.shape[1:]}")
+    if not 0 < density <= 0.5:
+        raise ValueError(f"density must be in 0..0.5, not {density}")
+    ridges = [_crests(_shrink(frame, size)) for frame in strengths]
+    if not ridges:
+        return np.zeros((0, *size), np.uint8)
+    high = _threshold(ridges, density)
+    return np.stack([_trace(ridge, high) for ridge in ridges]).astype(np.uint8)
+
+
 def _threshold(ridges: list[Float32], density: float) -> float:
     """The high threshold that sets about the share `density`, measured on a few maps."""
     some = ridges[:: -(-len(ridges) // _SAMPLE)]
@@ -125,6 +144,23 @@ def _ridges(image: Float32) -> Float32:
         top = (strength >= shifted(dy, dx)) & (strength > shifted(-dy, -dx)) & chosen
         result[top] = strength[top]
     return result
+
+
+def _crests(image: Float32) -> Float32:
+    """`image` where it is a local maximum in the direction in which it falls off most, else 0."""
+    height, width = image.shape
+    around = np.pad(image, 1, mode="edge")
+    best = np.zeros_like(image)
+    result = np.zeros_like(image)
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        after = around[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+        before = around[1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
+        fall = (2 * image - before - after) / (dy * dy + dx * dx)
+        steeper = fall > best
+        top = (image >= after) & (image > before)
+        result = np.where(steeper, np.where(top, image, 0), result)
+        best = np.maximum(best, fall)
+    return np.asarray(result, np.float32)
 
 
 def _hysteresis(ridge: Float32, high: float) -> Bool:

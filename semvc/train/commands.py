@@ -126,11 +126,12 @@ def unpack(pieces: tuple[Path, ...], out: Path, as_json: bool, quiet: bool) -> N
     "--reference-scale", default=1, show_default=True, help="2 takes references at half size."
 )
 @click.option("--seed", default=1, show_default=True, help="Another seed gives other qualities.")
+@click.option("--captioner", type=_FOLDER, help="Model that describes videos without a caption.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @_json
 @_quiet
 def windows(
-    out: Path, backbone: Path, clips: Path, device: str, as_json: bool, quiet: bool, **given: int
+    out: Path, backbone: Path, clips: Path, device: str, as_json: bool, quiet: bool, **given: Any
 ) -> None:
     """Make the cache OUT of an in-context LoRA for BACKBONE, a folder with LTX-Video.
 

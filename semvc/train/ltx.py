@@ -261,10 +261,9 @@ class LtxLora:
     def _sequence(self, given: _Given) -> Sequence:
         scale = self._settings.reference_scale
         streams = [Reference(x, scale) for x in given.references.values()]
-        shape = tuple(given.target.shape[2:])
         packing = Packing(self._settings.packing)
         packed = tokens.pack(streams, packing, given.frame_rate) if streams else None
-        return Sequence(packed, shape, given.frame_rate).to(given.target.device)
+        return Sequence(packed, _shape(given), given.frame_rate).to(given.target.device)
 
     def adversarial(self, stage: Stage) -> bool:
         """Never: there is no critic."""
@@ -307,7 +306,7 @@ class LtxLora:
         noisy = torch.lerp(clean, given.noise.to(self._device), given.level)
         guess = flow.step(noisy[:, given.known :], found.float(), given.level, 0.0)
         whole = torch.cat([clean[:, : given.known], guess], 1)
-        return tokens.unflatten(whole, tuple(given.target.shape[2:]))
+        return tokens.unflatten(whole, _shape(given))
 
     def is_inner(self, name: str, parameter: Tensor) -> bool:
         """AdamW trains everything."""
@@ -327,6 +326,11 @@ def usable_frames(frames: int) -> int:
     """Return the largest 8k + 1 that is at most `frames`, 0 below 9."""
     found = up_to(frames - TIME + 1, TIME, plus=1)
     return found if TIME < found <= frames else 0
+
+
+def _shape(given: _Given) -> tuple[int, int, int]:
+    frames, height, width = given.target.shape[2:]
+    return frames, height, width
 
 
 def _no_noise(count: int, _: int) -> Any:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from semvc.backbones.captioner import Captioner
 from semvc.backbones.ltx import TEXT_TOKENS, references
 from semvc.backbones.ltxvae import LtxPictures
 from semvc.backbones.protocol import Conditions
@@ -52,6 +53,7 @@ class Settings:
 
     `qualities` are the bounds of the stream's. `reference_scale` 2 encodes references at half
     size. Everything random derives from `seed` and the numbers of the video and the window.
+    `captioner` is the folder of a model that describes windows of videos without a caption.
     """
 
     frames: int = 57
@@ -61,6 +63,7 @@ class Settings:
     preset: int = 8
     reference_scale: int = 1
     seed: int = 1
+    captioner: Path | None = None
 
     def __post_init__(self) -> None:
         if self.frames != usable_frames(self.frames):
@@ -95,16 +98,21 @@ class Maker:
         self._texts = TextEncoder(
             folder, length=TEXT_TOKENS, width=width, device=device, dtype=dtype
         )
+        named = settings.captioner
+        self._captioner = None if named is None else Captioner(named, str(device))
 
     def make(self, footage: Footage, quality: int) -> windows.Window:
         """Return a window's latents after coding it at `quality`."""
+        if not footage.caption and self._captioner is not None:
+            text = self._captioner.describe(footage.frames).text
+            footage = dataclasses.replace(footage, caption=text)
         given = conditions(footage, quality, self._settings.preset)
         with self._pictures.used() as vae:
             found = references(self._pictures, vae, given, self._settings.reference_scale)
             target = self._pictures.latents(vae, footage.frames)
-        text = self._texts(footage.caption)
-        count = int(text.mask.sum()) if footage.caption else 0
-        return windows.Window(target, found, text.values[0, :count].float(), given.frame_rate)
+        words = self._texts(footage.caption)
+        count = int(words.mask.sum()) if footage.caption else 0
+        return windows.Window(target, found, words.values[0, :count].float(), given.frame_rate)
 
 
 def fill(
