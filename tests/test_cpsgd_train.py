@@ -124,6 +124,24 @@ def test_crops_of_rays_stay_with_their_pictures(cache: Path) -> None:
         assert part.shape == (6, 4, 4)
 
 
+def test_mirrored_crops_have_mirrored_rays(cache: Path) -> None:
+    scenes = SceneCache([cache])
+    seen = [scenes.batch(1, unroll=3, crop=48, key=(2, k)) for k in range(40)]
+    alike = [
+        (a, b)
+        for a, b in itertools.combinations(seen, 2)
+        if torch.equal(a.source, b.source.flip(3)) and not torch.equal(a.source, b.source)
+    ]
+    assert alike
+    first, second = alike[0]
+    rays, other = first.rays.float(), second.rays.flip(4).float()
+    assert torch.allclose(rays[:, :, 3], -other[:, :, 3]) and rays[:, :, 3].any()
+    position = torch.linalg.cross(rays[:, :, 3:], rays[:, :, :3], dim=2)  # d x (o x d)
+    mirrored = torch.linalg.cross(other[:, :, 3:], other[:, :, :3], dim=2)
+    assert torch.allclose(position[:, :, 0], -mirrored[:, :, 0], atol=2e-3)
+    assert torch.allclose(position[:, :, 1:], mirrored[:, :, 1:], atol=2e-3)
+
+
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
 def test_the_loss_falls_on_one_batch(tmp_path: Path, cache: Path, adversarial: float) -> None:
     one = trainer(tmp_path, cache, adversarial)

@@ -24,6 +24,7 @@ from semvc.nets.cpsgd_generator import PATCH, STRIDE, SceneInputs
 
 FIELDS = ("source", "base", "before", "after", "control", "rays", "phase", "settings")
 Row = dict[str, npt.NDArray[Any]]
+_MIRRORED = np.array([1, -1, -1, -1, 1, 1], np.float16).reshape(6, 1, 1)  # rays of a mirrored scene
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,10 @@ class SceneCache:
             raise UsageError(f"no scenes in {', '.join(map(str, folders))}: prepare some first")
 
     def batch(self, size: int, *, unroll: int, crop: int, key: tuple[int, int]) -> SceneBatch:
-        """Return a batch that depends on `key` (seed, step) alone: a resumed run sees the same."""
+        """Return a batch that depends on `key` (seed, step) alone: a resumed run sees the same.
+
+        Half of the crops are mirrored, and rays with them. UsageError for too small samples.
+        """
         random = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
         rows = [self._row(random, unroll, crop) for _ in range(size)]
         return SceneBatch(
@@ -95,8 +99,13 @@ class SceneCache:
         times = slice(first, first + unroll)
         here = (times, slice(y, y + crop), slice(x, x + crop))
         cells = tuple(slice(v // PATCH, (v + crop) // PATCH) for v in (y, x))
-        found: Row = {n: np.ascontiguousarray(row[n][here]) for n in FIELDS[:5]}
-        found["rays"] = np.ascontiguousarray(row["rays"][times, :, cells[0], cells[1]])
+        found: Row = {n: row[n][here] for n in FIELDS[:5]}
+        found["rays"] = row["rays"][times, :, cells[0], cells[1]]
+        if random.random() < 0.5:  # left and right change places
+            found = {n: v[:, :, ::-1] for n, v in found.items() if n != "rays"} | {
+                "rays": found["rays"][..., ::-1] * _MIRRORED
+            }
+        found = {n: np.ascontiguousarray(v) for n, v in found.items()}
         found["phase"], found["settings"] = row["phase"][times].copy(), row["settings"].copy()
         return found
 
