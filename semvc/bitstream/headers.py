@@ -47,12 +47,12 @@ class SectionType(IntEnum):
     CAMERA = 7  # 1.0
     MASK = 8  # 1.0
     AUDIO_OPUS = 9  # 1.0
-    OVERRIDE = 10  # 1.0, reserved
+    GRAIN = 10  # 1.0
     TIMING = 11  # 1.0
     KEYFRAME = 12  # 1.0
     AUDIO_COPY = 13  # 1.0
     DEPTH = 14  # 1.0
-    GRAIN = 15  # 1.0
+    OVERRIDE = 15  # 1.0, reserved
 
     @classmethod
     def _missing_(cls, value: object) -> SectionType | None:
