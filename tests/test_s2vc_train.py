@@ -64,8 +64,9 @@ def seeded() -> Iterator[None]:
         ({"train": ("unet",)}, "train must name"),
         ({"crop": 96}, "multiple of 64"),
         ({"frames": 0}, "frames >= 1"),
-        ({"stagger": 0}, "stagger >= 1"),
-        ({"window": 65}, "window of at most its crop"),
+        ({"span": -1}, "span >= 0"),
+        ({"stagger": 0}, "stagger is >= 1"),
+        ({"window": 65}, "a window at most"),
         ({"lambdas": (1.0, 0.0)}, "two positive"),
         ({"train": ("codec", "autoencoder")}, "alone or with the decoder"),
     ],
@@ -245,6 +246,18 @@ def test_gradients_reach_earlier_frames_by_cascade_alone(shared: Path) -> None:
 
     assert reached(True)
     assert not reached(False)
+
+
+@pytest.mark.parametrize(("span", "reached"), [(0, True), (3, True), (2, False), (1, False)])
+def test_gradients_pass_over_as_many_frames_of_the_codec_as_allowed(
+    shared: Path, span: int, reached: bool
+) -> None:
+    given, options = task(shared), replace(CODING, frames=3, span=span)
+    made = given.forward(stage(options), given.batch(stage(options), (1, 0)))
+    made.previews[2].sum().backward()
+    first, last = given.network.codec.intra.embed[1], given.network.codec.head[1]
+    assert last.weight.grad is not None and bool(last.weight.grad.any())
+    assert (first.weight.grad is not None and bool(first.weight.grad.any())) == reached
 
 
 def test_a_decoder_without_guidance_does_not_read_the_frame_before(shared: Path) -> None:

@@ -85,6 +85,11 @@ class State:
     features: CodecFeatures
     count: int
 
+    def detach(self) -> State:
+        """Return the same values without their history of gradients."""
+        now, before = self.features.now.detach(), self.features.before.detach()
+        return State(CodecFeatures(now, before), self.count)
+
 
 class S2vcCodec(nn.Module):
     """Codes the frames of a segment one after another.

@@ -60,7 +60,8 @@ class Options:
     decoder's buffers from frame to frame. judged: of how many frames of a sequence LPIPS and DISTS
     are taken, 0 for all; of those, only every `stagger`-th, beginning with another one in each
     sequence, and of that a window of `window` luma samples, 0 for all of it. VGG16 is most of what
-    a step costs, and so part of the pixels can do for a network that sees them all.
+    a step costs, and so part of the pixels can do for a network that sees them all. Gradients flow
+    through the codec's buffer over `span` frames at most, 0 for all: over many they can explode.
 
     Losses of the decoder's frames: l1, lpips, dists, semantic, motion, adversarial. Of the codec's
     own picture: preview (L1) and preview_lpips. latent: L1 between the decoder's latents and those
@@ -76,6 +77,7 @@ class Options:
     judged: int = 0
     stagger: int = 1
     window: int = 0
+    span: int = 0
     l1: float = 0.0
     lpips: float = 0.0
     dists: float = 0.0
@@ -93,8 +95,8 @@ class Options:
             raise UsageError(f"a stage needs frames >= 1 and a crop that is a multiple of {STRIDE}")
         if "autoencoder" in self.train and "codec" in self.train and not self.decodes:
             raise UsageError("the autoencoder is trained alone or with the decoder")
-        if self.stagger < 1 or not 0 <= self.window <= self.crop:
-            raise UsageError("a stage needs stagger >= 1 and a window of at most its crop")
+        if self.stagger < 1 or self.span < 0 or not 0 <= self.window <= self.crop:
+            raise UsageError("stagger is >= 1, span >= 0 and a window at most the stage's crop")
         if len(self.lambdas) != 2 or min(self.lambdas) <= 0:
             raise UsageError("lambdas are two positive numbers, at quality 0 and at 63")
 
@@ -260,7 +262,9 @@ class S2vc:
         past: Past | None = None
         buffers: Buffers | None = None
         bits: list[Tensor] = []
-        for x in true.unbind(1):
+        for t, x in enumerate(true.unbind(1)):
+            if state is not None and o.span and t % o.span == 0:
+                state = state.detach()
             sent, state = self.network.codec.step(x, state, quality, "straight")
             if "codec" in o.train:
                 spent, past = self._rate(sent, past, quality)
