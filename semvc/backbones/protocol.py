@@ -34,8 +34,8 @@ class Conditions:
 
     base: uint8 [T, H, W, 3], the base layer held until the next frame arrives. sketch and
     skeleton: uint8 [T, H, W], lines of 255 on 0, or None. kept: bool [T], frames of `base` that
-    are pictures in their own right and should stay as they are. tail: uint8 [C, H, W, 3], what was
-    shown before for the first C frames of the window (C may be 0). caption: as stored.
+    are pictures in their own right and should stay as they are. tail: uint8 [C, H, W, 3], what the
+    window before has for the first C frames of this one (C may be 0). caption: as stored.
     frame_rate: frames per second.
     """
 

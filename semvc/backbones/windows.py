@@ -1,6 +1,6 @@
 """Long segments in windows that a backbone can make, and colours that do not creep.
 
-numpy only. Windows overlap: what was shown before begins the next one.
+numpy only. Windows overlap: the end of one is what the next begins with, and the two are blended.
 """
 
 from __future__ import annotations
@@ -28,6 +28,15 @@ def plan(frames: int, longest: int, overlap: int) -> list[tuple[int, int]]:
         start = found[-1][1] - overlap
         found.append((start, min(start + longest, frames)))
     return found
+
+
+def blend(before: UInt8, after: UInt8) -> UInt8:
+    """Return [C, H, W, 3] that goes evenly from what one window shows of C frames to the next's."""
+    share = ((np.arange(len(after)) + 1) / (len(after) + 1)).astype(np.float32)
+    mixed = np.empty_like(after)
+    for t, weight in enumerate(share):
+        mixed[t] = np.float32(0.5) + (1 - weight) * before[t] + weight * after[t]
+    return mixed
 
 
 def match_colours(made: UInt8, base: UInt8) -> UInt8:

@@ -2,7 +2,8 @@
 
 A backbone is never the decoder that a stream names. That is no error here: signals are exact and
 the same for all tiers, the picture is another one, and the report says so. Segments are drawn in
-windows; what was shown before begins the next window, and colours are those of the base layer.
+windows; the end of one begins the next, the two are blended, and colours are those of the base
+layer.
 """
 
 from __future__ import annotations
@@ -99,10 +100,10 @@ class FullTier:
                     " use --memory group, --quant int8 or --tier small"
                 ) from error
             made = windows.match_colours(made[: stop - start], conditions.base[: stop - start])
-            shown = len(tail)
-            made[:shown] = tail
-            tail = made[len(made) - self.settings.overlap :]
-            for frame in made[shown:]:
+            made[: len(tail)] = windows.blend(tail, made[: len(tail)])
+            ready = len(made) - (self.settings.overlap if stop < given.frames else 0)
+            tail = made[ready:]  # shown with the next window
+            for frame in made[:ready]:
                 yield fit.restore(frame)
 
     def _noise(self, segment: int, purpose: int) -> protocol.Noise:
