@@ -125,6 +125,20 @@ def test_quiet_says_nothing(ran: list[Any], capfd: Any) -> None:
     assert done.out == "" and "BD-rate" not in done.err
 
 
+def test_clips_frames_and_metrics_can_be_narrowed(ran: list[Any], capfd: Any) -> None:
+    more = '[[clip]]\nfile = "dogs.mp4"\nframes = 9\n[[clip]]\nfile = "b.mp4"\nname = "cats"\n'
+    Path("mine.toml").write_text(SUITE + more)
+    words = ("bench", "mine.toml", "--only", "dogs,cats", "--frames", "12")
+    assert call(capfd, *words, "--metrics", "lpips,cvvdp").code == 0
+    suite = ran[0][0]
+    assert [(clip.label, clip.frames) for clip in suite.clips] == [("dogs", 9), ("cats", 12)]
+    assert suite.metrics == ("lpips", "cvvdp")
+    done = call(capfd, "bench", "mine.toml", "--only", "dogs,cows")
+    assert done.code == 2 and "no clip cows in the suite: tennis, dogs, cats" in done.err
+    done = call(capfd, "bench", "mine.toml", "--metrics", "vmaf")
+    assert done.code == 2 and "unknown metric 'vmaf'" in done.err
+
+
 @pytest.mark.parametrize("given", ["--profiles", "--tiers"])
 def test_an_empty_list_is_refused(ran: list[Any], capfd: Any, given: str) -> None:
     assert call(capfd, "bench", "mine.toml", given, " , ").code == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,20 +15,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from program import ROOT, environment
+from program import ROOT, environment, start, wait_until
 from scene import Scene, Sound, beeps, write_video
 
 from semvc.bench import anchors, pictures, plan, run
 from semvc.bench.children import Children, Stopped
 from semvc.bench.metrics import luma, psnr
 from semvc.bench.rows import Report, Row
-from semvc.bench.suite import Anchor, Clip, Suite
+from semvc.bench.suite import Anchor, Clip, Suite, load
 from semvc.errors import MediaError, UsageError
 from semvc.media import elementary
 from semvc.media.reader import VideoReader
 
-FAST = {"svtav1": "12", "x265": "ultrafast", "x264": "ultrafast", "vp9": "8", "vvenc": "faster"}
-CRF = {"svtav1": 20, "x265": 20, "x264": 20, "vp9": 20, "vvenc": 20}
+FAST = {
+    "svtav1": "12",
+    "svtav1-vq": "12",
+    "x265": "ultrafast",
+    "x264": "ultrafast",
+    "vp9": "8",
+    "vvenc": "faster",
+}
 SUITE = Suite(
     "toy",
     (Clip(file="whole.mp4"), Clip(file="ranged.mp4", name="part", start=3, frames=8)),
@@ -270,6 +278,30 @@ def test_an_interruption_ends_all_processes_and_can_be_resumed(clips: Path, tmp_
     assert set(kept) < set((tmp_path / "rows").iterdir())
 
 
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_does_nothing_twice(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some.toml").write_text(
+        'metrics = ["psnr_y"]\nqualities = [10, 30]\ntiers = ["preview"]\n'
+        'encode = ["--preset", "12"]\n[[clip]]\nfile = "ranged.mp4"\nframes = 8\n'
+        '[[anchor]]\ncodec = "svtav1"\npreset = "12"\ncrf = [30, 40, 50, 60]\n'
+    )
+    words = ("bench", "run", tmp_path / "some.toml", "--clips", clips, "--out", tmp_path / "out")
+    child, rows = start(*words, start_new_session=True), tmp_path / "out" / "rows"
+    wait_until(lambda: rows.is_dir() and len(list(rows.glob("*.json"))) >= 3, 120)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in rows.glob("*.json")}
+    assert 3 <= len(kept) < 6 and not (tmp_path / "out" / "report.json").exists()
+    seen = commands(monkeypatch)
+    job = run.Job(clips, tmp_path / "out")
+    assert len(run.run(load(tmp_path / "some.toml"), job).rows) == 6
+    assert kept.items() <= {p: p.stat().st_mtime_ns for p in rows.glob("*.json")}.items()
+    coded = [words for words in seen if "semvc.bench.anchors" in words or "encode" in words]
+    assert len(coded) <= 6 - len(kept)
+
+
 def test_stopping_ends_processes_and_those_they_started(tmp_path: Path) -> None:
     script = (
         "import subprocess, sys; child = subprocess.Popen(['sleep', '60']);"
@@ -317,7 +349,7 @@ def test_nothing_starts_after_a_stop() -> None:
 # --- conventional encoders
 
 
-@pytest.mark.parametrize("codec", ["svtav1", "x265", "x264", "vp9", "vvenc"])
+@pytest.mark.parametrize("codec", FAST)
 def test_each_encoder_gives_a_bare_stream_that_comes_back(codec: str, tmp_path: Path) -> None:
     if why := anchors.unavailable(codec):
         pytest.skip(why)
@@ -330,7 +362,7 @@ def test_each_encoder_gives_a_bare_stream_that_comes_back(codec: str, tmp_path: 
     kind = pictures.KIND[codec]
     target = tmp_path / f"a{elementary.KINDS[kind].suffix}"
     coding = anchors.Coding(
-        *(codec, FAST[codec], CRF[codec], str(raw), str(target), width, height, "24", 4)
+        *(codec, FAST[codec], 20, str(raw), str(target), width, height, "24", 4)
     )
     ended = Children(1).run(anchors.command(coding))
     assert ended.code == 0, ended.err
@@ -344,6 +376,15 @@ def test_each_encoder_gives_a_bare_stream_that_comes_back(codec: str, tmp_path: 
     short = dataclasses.replace(found, frames=7)
     with pytest.raises(MediaError, match="6 frames instead of 7"):
         list(pictures.rebuilt(tmp_path, short))
+
+
+def test_one_of_the_two_ways_to_run_svt_is_tuned_for_the_eye() -> None:
+    def params(codec: str) -> str:
+        coding = anchors.Coding(codec, "4", 50, "a", "b", 64, 64, "24", 4)
+        return dict(anchors.encoder(coding).options)["svtav1-params"]
+
+    assert "tune" not in params("svtav1")
+    assert params("svtav1-vq") == params("svtav1") + ":tune=0:ac-bias=2"
 
 
 def test_needless_units_are_left_out_and_nothing_else() -> None:

@@ -93,6 +93,9 @@ def bench() -> None:
 )
 @click.option("--profiles", help="Profiles in place of the suite's, as disco,s2vc.")
 @click.option("--tiers", help="Tiers in place of the suite's, as preview,small.")
+@click.option("--metrics", help="Metrics in place of the suite's, as lpips,dists,cvvdp.")
+@click.option("--only", help="Only these clips of the suite, by name.")
+@click.option("--frames", type=click.IntRange(1), help="At most so many frames of each clip.")
 @_DEVICE
 @click.option(
     "--keep/--no-keep",
@@ -290,13 +293,21 @@ def _check_suite(word: str, commands: list[str]) -> None:
 
 
 def _narrowed(suite: Suite, given: dict[str, Any]) -> Suite:
-    """The suite with the profiles and tiers that the command line asks for."""
+    """The suite with what the command line asks for: profiles, tiers, metrics, clips, frames."""
     changes: dict[str, Any] = {
         name: tuple(_words(given[name]))
-        for name in ("profiles", "tiers")
+        for name in ("profiles", "tiers", "metrics")
         if given[name] is not None
     }
-    return dataclasses.replace(suite, **changes) if changes else suite
+    clips = suite.clips
+    if given["only"] is not None:
+        wanted, known = _words(given["only"]), [clip.label for clip in clips]
+        if unknown := [name for name in wanted if name not in known]:
+            raise UsageError(f"no clip {', '.join(unknown)} in the suite: {', '.join(known)}")
+        clips = tuple(clip for clip in clips if clip.label in wanted)
+    if (most := given["frames"]) is not None:
+        clips = tuple(dataclasses.replace(c, frames=min(c.frames or most, most)) for c in clips)
+    return dataclasses.replace(suite, clips=clips, **changes)
 
 
 def _words(text: str) -> list[str]:

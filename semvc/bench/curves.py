@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float]]  # (rate, value of a metric)
 
-ENVELOPE_CODECS = ("svtav1", "x265", "vvenc")
+ENVELOPE_CODECS = ("svtav1", "svtav1-vq", "x265", "vvenc")
 # errors of motion fall when less moves or a picture is blurred: no rate belongs to a value of them
 _WITHOUT_RATE = ("ewarp", "tof")
 COMPARED = tuple(

@@ -24,7 +24,14 @@ from semvc.types import VideoInfo
 if TYPE_CHECKING:
     from semvc.media.color import Planes, UInt8, UInt16
 
-KIND = {"svtav1": "av1", "x265": "hevc", "x264": "h264", "vp9": "vp9", "vvenc": "vvc"}
+KIND = {
+    "svtav1": "av1",
+    "svtav1-vq": "av1",
+    "x265": "hevc",
+    "x264": "h264",
+    "vp9": "vp9",
+    "vvenc": "vvc",
+}
 
 
 def original(folder: Path, row: Row) -> Iterator[UInt8]:

@@ -27,6 +27,7 @@ _ORDER = ("lpips", "dists", "ms_ssim", "cvvdp", "psnr_y", "lpips_vgg", "pkid", "
 _INK = "#010203"  # stands for the colour of text; the page puts its own in its place
 _STYLES = {  # colours that colour-blind readers can tell apart (Okabe and Ito 2008), and markers
     "svtav1": ("#e69f00", "^"),
+    "svtav1-vq": ("#b8860b", "h"),
     "x265": ("#0a86c9", "v"),
     "x264": ("#a98467", "<"),
     "vp9": ("#7d8f1e", ">"),

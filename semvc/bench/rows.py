@@ -20,7 +20,7 @@ from semvc.errors import UsageError
 
 FORMAT = 1  # of report.json; raised when a field changes its meaning or goes
 
-CODECS = ("semvc", "svtav1", "x265", "x264", "vp9", "vvenc")
+CODECS = ("semvc", "svtav1", "svtav1-vq", "x265", "x264", "vp9", "vvenc")
 SIZES = {"full": 1, "half": 2, "quarter": 4}  # divisor of width and height
 ENVELOPE = "envelope"  # stands for the conventional envelope where a curve is named
 

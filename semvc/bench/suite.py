@@ -19,7 +19,7 @@
     frames = 60
 
     [[anchor]]                       # any number, as of one codec at other settings
-    codec = "svtav1"                 # svtav1, x265, x264, vp9 or vvenc
+    codec = "svtav1"                 # svtav1, svtav1-vq, x265, x264, vp9 or vvenc
     preset = "3"                     # the encoder's own; a slow one if absent
     sizes = ["full", "half"]         # and quarter
     divisors = [1, 2]                # of the frame rate
@@ -46,7 +46,14 @@ SHIPPED = Path(__file__).with_name("suites")
 _Any = TypeVar("_Any")
 
 # the settings that each conventional encoder accepts
-CRF_RANGE = {"svtav1": (1, 70), "x265": (0, 51), "x264": (0, 51), "vp9": (0, 63), "vvenc": (0, 63)}
+CRF_RANGE = {
+    "svtav1": (1, 70),
+    "svtav1-vq": (1, 70),
+    "x265": (0, 51),
+    "x264": (0, 51),
+    "vp9": (0, 63),
+    "vvenc": (0, 63),
+}
 MAX_DIVISOR = 8
 
 
@@ -72,6 +79,11 @@ class Clip:
             raise UsageError(f"clips of {self.glob} are named by their files: leave out the name")
         if min(self.start, self.frames) < 0:
             raise UsageError(f"clip {self.file or self.glob}: start and frames are 0 or more")
+
+    @property
+    def label(self) -> str:
+        """What the entry is called: its name, its file's stem, or its pattern."""
+        return self.name or Path(self.file).stem or self.glob
 
     @property
     def whole(self) -> bool:
@@ -145,7 +157,7 @@ class Suite:
             if clip.file:
                 paths = [folder / clip.file]
                 if not paths[0].is_file():
-                    raise UsageError(f"no clip {paths[0]}: give the folder of the clips")
+                    raise UsageError(f"no clip {paths[0]}: give the clips' folder with --clips")
             else:
                 paths = sorted((folder / clip.folder).glob(clip.glob))
                 if not paths:

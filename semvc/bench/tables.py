@@ -51,6 +51,7 @@ _HEADINGS = {
 }
 _CODECS = {
     "svtav1": "SVT-AV1",
+    "svtav1-vq": "SVT-AV1 tune 0",
     "x265": "x265",
     "x264": "x264",
     "vp9": "VP9",

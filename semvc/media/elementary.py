@@ -18,6 +18,7 @@ import numpy as np
 
 from semvc.errors import MediaError
 from semvc.media import obu
+from semvc.media.av1 import quiet_svt
 from semvc.media.source import reason
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def _open(encoder: Encoder, planes: Planes) -> av.VideoCodecContext:
     context.pix_fmt = "yuv420p" if encoder.bits == 8 else "yuv420p10le"
     context.time_base, context.framerate = 1 / encoder.fps, encoder.fps
     context.options = dict(encoder.options)
-    context.open()
+    with quiet_svt():
+        context.open()
     return context
 
 
