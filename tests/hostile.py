@@ -220,6 +220,8 @@ def _scene_spelled(signals: SceneSignals, segment: Segment, header: StreamHeader
         found[S.DEPTH] = encode_depth(signals.depth)[0]
     if signals.masks is not None:
         found[S.MASK] = encode_masks(signals.masks, frames, size)[0]
+    if signals.grain is not None:
+        found[S.GRAIN] = encode_grain(signals.grain)[0]
     return found
 
 

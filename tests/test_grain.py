@@ -13,7 +13,7 @@ from stranger_coder import Run
 from semvc.errors import BitstreamError
 from semvc.nets import grain as synthesis
 from semvc.nets.grain import GrainSynthesizer, classes, luma_of, measure_grain
-from semvc.signals.grain import CLASSES, MAX_LEVEL, Grain, decode_grain, encode_grain
+from semvc.signals.grain import CLASSES, MAX_LEVEL, UNIT, Grain, decode_grain, encode_grain
 
 UInt8 = npt.NDArray[np.uint8]
 LEVELS = st.tuples(*[st.integers(0, MAX_LEVEL)] * CLASSES)
@@ -50,6 +50,7 @@ def test_wrong_levels_are_refused(levels: tuple[int, ...]) -> None:
 
 def test_signal_and_synthesis_agree_on_their_numbers() -> None:
     assert (synthesis.CLASSES, synthesis.MAX_LEVEL) == (CLASSES, MAX_LEVEL)
+    assert synthesis.UNIT == UNIT
     assert len(synthesis._LIMITS) + 1 == CLASSES
 
 
@@ -78,7 +79,7 @@ def test_more_lost_texture_means_a_higher_level() -> None:
 
 def test_grain_has_the_stated_strength_and_leaves_the_mean() -> None:
     for level in (8, 16, 31):
-        added = GrainSynthesizer((level,) * 7, (96, 96), seed=5, segment=0).apply(flat(), flat())
+        added = GrainSynthesizer((level,) * 7, (96, 96), seed=5).apply(flat(), flat())
         change = added.astype(float) - 120
         assert (change[..., 0] == change[..., 2]).all()  # luma alone
         assert change.std() == pytest.approx(np.hypot(level / 16, 12**-0.5), rel=0.1)
@@ -86,12 +87,12 @@ def test_grain_has_the_stated_strength_and_leaves_the_mean() -> None:
 
 
 def test_level_zero_changes_nothing() -> None:
-    texture = GrainSynthesizer((0,) * 7, (96, 96), seed=5, segment=0)
+    texture = GrainSynthesizer((0,) * 7, (96, 96), seed=5)
     assert np.array_equal(texture.apply(noisy(9), flat()), noisy(9))
 
 
 def test_grain_stands_still_with_the_picture_and_moves_with_it() -> None:
-    texture = GrainSynthesizer((16,) * 7, (96, 96), seed=5, segment=0)
+    texture = GrainSynthesizer((16,) * 7, (96, 96), seed=5)
     first = texture.apply(flat(), flat())
     assert np.array_equal(texture.apply(flat(), flat()), first)
     half = flat()
@@ -101,12 +102,9 @@ def test_grain_stands_still_with_the_picture_and_moves_with_it() -> None:
     assert not np.array_equal(then[:, 56:], first[:, 56:])
 
 
-def test_grain_depends_on_seed_and_segment_alone() -> None:
-    def made(seed: int, segment: int) -> UInt8:
-        return GrainSynthesizer((16,) * 7, (96, 96), seed=seed, segment=segment).apply(
-            flat(), flat()
-        )
+def test_grain_depends_on_the_seed_alone() -> None:
+    def made(seed: int) -> UInt8:
+        return GrainSynthesizer((16,) * 7, (96, 96), seed=seed).apply(flat(), flat())
 
-    assert np.array_equal(made(5, 2), made(5, 2))
-    assert not np.array_equal(made(5, 2), made(5, 3))
-    assert not np.array_equal(made(5, 2), made(6, 2))
+    assert np.array_equal(made(5), made(5))
+    assert not np.array_equal(made(5), made(6))

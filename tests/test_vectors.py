@@ -196,6 +196,7 @@ def coding(timing: Any, signals: Any, segment: Segment, header: StreamHeader) ->
         wanted["CAMERA"] = (signals.camera, partial(code_camera, frames=frames))
         wanted["DEPTH"] = (signals.depth, partial(code_depth, count=len(signals.keyframes.places)))
         wanted["MASK"] = (signals.masks, partial(code_masks, frames=frames, size=size))
+        wanted["GRAIN"] = (signals.grain, code_grain)
         return wanted
     signals = getattr(signals, "fallback", signals)
     luma = (signals.planes[0] >> 2).astype(np.uint8)

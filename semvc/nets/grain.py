@@ -82,18 +82,18 @@ def _fine(luma: UInt8) -> Float32:
 
 
 class GrainSynthesizer:
-    """Adds the grain of one segment to its frames, in order."""
+    """Adds the grain of one segment to its frames, in order.
 
-    def __init__(
-        self, levels: tuple[int, ...], size: tuple[int, int], *, seed: int, segment: int
-    ) -> None:
+    All segments draw the same noise, so that a still picture stays still where one ends.
+    """
+
+    def __init__(self, levels: tuple[int, ...], size: tuple[int, int], *, seed: int) -> None:
         """`levels` are one for each class, 0..31; `size` is (width, height)."""
         self._width, self._height = size
         self._levels = np.zeros(256, np.int16)
         self._levels[:CLASSES] = levels
-        self._field = _field(size, seed, segment)
-        starts = np.random.Philox(key=np.array([seed, (segment << 8) | _PURPOSE], np.uint64))
-        self._starts = starts
+        self._field = _field(size, seed)
+        self._starts = np.random.Philox(key=np.array([seed, _PURPOSE], np.uint64))
         self._luma: UInt8 | None = None
         self._pattern = np.zeros((self._height, self._width), np.int16)
         self._added: npt.NDArray[np.int16] = self._pattern
@@ -121,10 +121,10 @@ class GrainSynthesizer:
         self._luma = luma
 
 
-def _field(size: tuple[int, int], seed: int, segment: int) -> npt.NDArray[np.int16]:
+def _field(size: tuple[int, int], seed: int) -> npt.NDArray[np.int16]:
     """Noise int16 of deviation 256 in the band of fine texture, larger than a frame by a margin."""
     width, height = (side + _MARGIN for side in size)
-    drawn = noise.gaussian(width * height, seed=seed, segment=segment, purpose=_PURPOSE)
+    drawn = noise.gaussian(width * height, seed=seed, segment=0, purpose=_PURPOSE)
     white = (drawn * np.float32(1024)).astype(np.int16).reshape(height, width).astype(np.float64)
     row = np.array([1, 2, 1])
     fine = cv2.filter2D(white, cv2.CV_64F, np.outer(row, row)).astype(np.int64)  # sums are exact

@@ -22,6 +22,7 @@ from semvc.errors import BitstreamError, ModelError, UsageError
 from semvc.media import av1, color
 from semvc.media.files import write_png
 from semvc.nets import conditioning
+from semvc.nets.grain import GrainSynthesizer, measure_grain
 from semvc.nets.reprojection import SceneConditions, Stage
 from semvc.profiles import Coded, keyframing
 from semvc.profiles.disco import Disco
@@ -33,6 +34,7 @@ from semvc.signals.camerafit import Path as CameraPath
 from semvc.signals.camerafit import choose_camera
 from semvc.signals.caption import Caption, decode_caption, encode_caption
 from semvc.signals.depth import COLUMNS, ROWS, Depth, decode_depth, encode_depth, fit_depth
+from semvc.signals.grain import Grain, decode_grain, encode_grain, to_text
 from semvc.signals.keyframe import (
     MAX_CRF,
     MIN_CRF,
@@ -77,6 +79,7 @@ class Signals:
     keyframes: Keyframes | None
     planes: color.Planes
     fallback: DiscoSignals | None = None
+    grain: Grain | None = None
 
 
 @dataclass(slots=True)
@@ -123,12 +126,14 @@ class Cpsgd:
         self._rate = clip.info.frame_rate or Fraction(24)
         if self._finder is None:
             self._finder = Finder(options.camera, options.masks)
-        base = self._disco.begin(clip, dataclasses.replace(options, grain=False))
+        base = self._disco.begin(clip, options)
         self._base_header = base["sequence_header"]
         factor, crf = _coarseness(options.quality)
         picture = _shrunk(clip.frames[:1], factor)
         self._sequence_header, _ = av1.encode_segment(picture, crf=crf, preset=options.preset)
-        wanted = (SectionType.CAPTION, *SECTIONS) if options.caption else SECTIONS
+        wanted = (SectionType.GRAIN, *SECTIONS) if options.grain else SECTIONS
+        if options.caption:
+            wanted = (SectionType.CAPTION, *wanted)
         return {
             "base_size": base["base_size"],
             "sequence_header": self._sequence_header,
@@ -159,6 +164,10 @@ class Cpsgd:
         masks = self._masks(known, quality)
         if masks is not None:
             sections[SectionType.MASK], check = encode_masks(masks, frames, size, check)
+        if self._options.grain:
+            lost = self._lost(clip, keyframes)
+            if any(lost.levels):
+                sections[SectionType.GRAIN], check = encode_grain(lost, check)
         payload, check = encode_keyframes(keyframes, self._sequence_header, check)
         sections[SectionType.KEYFRAME] = payload
         return Coded(sections, check)
@@ -237,6 +246,15 @@ class Cpsgd:
         stated = min(MAX_CRF, max(MIN_CRF, round(crf)))
         return Keyframes(places, factor, stated, header, obus), depth
 
+    def _lost(self, clip: Clip, keyframes: Keyframes) -> Grain:
+        """The grain that the keyframes lack of a clip."""
+        size = conditioning.base_size(clip.info.width, clip.info.height, keyframes.factor)
+        count, places = len(keyframes.places), list(keyframes.places)
+        planes = self._av1.decode(keyframes.sequence_header, keyframes.obus, size, count)
+        pictures = color.yuv420_to_rgb(planes)
+        shown = _enlarged(pictures, keyframes.factor, clip.frames.shape[1:3])
+        return Grain(measure_grain(list(clip.frames[places]), list(shown)))
+
     def _coded(
         self, clip: Clip, places: tuple[int, ...], factor: int, crf: float
     ) -> tuple[bytes, bytes]:
@@ -276,11 +294,14 @@ class Cpsgd:
         if payload := sections.get(SectionType.MASK):
             size = (header.height, header.width)
             masks, check = decode_masks(payload, segment.frames, size, check)
+        lost = None
+        if payload := sections.get(SectionType.GRAIN):
+            lost, check = decode_grain(payload, check)
         small = conditioning.base_size(header.width, header.height, keyframes.factor)
         planes = self._av1.decode(
             keyframes.sequence_header, keyframes.obus, small, len(keyframes.places)
         )
-        return Signals(caption, camera, depth, masks, keyframes, planes), check
+        return Signals(caption, camera, depth, masks, keyframes, planes, grain=lost), check
 
     # --- synthesis
 
@@ -324,11 +345,16 @@ class Cpsgd:
             return
         given = _conditions(signals, segment, header)
         if self._restorer is not None:
-            yield from self._restorer.frames(given, segment.index)
+            frames = self._restorer.frames(given, segment.index)
+        else:
+            stage = Stage(given)
+            frames = (stage.frame(t).preview() for t in range(segment.frames))
+        if signals.grain is None:
+            yield from frames
             return
-        stage = Stage(given)
-        for t in range(segment.frames):
-            yield stage.frame(t).preview()
+        size = (header.width, header.height)
+        texture = GrainSynthesizer(signals.grain.levels, size, seed=header.seed)
+        yield from (texture.apply(frame, frame) for frame in frames)
 
     def dump(self, signals: Signals, segment: Segment, header: StreamHeader, folder: Path) -> None:
         """Write the camera as TUM text; keyframes, depth and masks as PNG; or what disco writes."""
@@ -347,6 +373,8 @@ class Cpsgd:
             for frame in range(segment.frames):
                 path = folder / f"{stem}-mask-{frame:04d}.png"
                 write_png(path, ids(frame) * np.uint8(_MASK_UNIT))
+        if signals.grain is not None:
+            (folder / f"{stem}-grain.txt").write_text(to_text(signals.grain), "ascii")
         pictures = color.yuv420_to_rgb(signals.planes)
         for k, place in enumerate(() if signals.keyframes is None else signals.keyframes.places):
             write_png(folder / f"{stem}-keyframe-{place:04d}.png", pictures[k])

@@ -24,13 +24,13 @@ from semvc.media.files import write_png
 from semvc.media.writer import OutputOptions, VideoWriter
 from semvc.nets import conditioning
 from semvc.nets.conditioning import FACTORS, SegmentConditions
-from semvc.nets.grain import UNIT, GrainSynthesizer, measure_grain
+from semvc.nets.grain import GrainSynthesizer, measure_grain
 from semvc.profiles import Coded
 from semvc.profiles.extracting import Extractors
 from semvc.signals.baselayer import BaseLayer, decode_base_layer, encode_base_layer, rounded_crf
 from semvc.signals.caption import Caption, decode_caption, encode_caption
 from semvc.signals.coco import Poses, make_skeleton, read_coco, to_coco
-from semvc.signals.grain import Grain, decode_grain, encode_grain
+from semvc.signals.grain import Grain, decode_grain, encode_grain, to_text
 from semvc.signals.skeleton import MAX_STEP as SKELETON_STEP
 from semvc.signals.skeleton import UNITS, Skeleton, decode_skeleton, encode_skeleton
 from semvc.signals.sketch import (
@@ -298,12 +298,8 @@ class Disco:
         if signals.grain is None:
             yield from (frame for frame, _ in pairs)
             return
-        texture = GrainSynthesizer(
-            signals.grain.levels,
-            (given.width, given.height),
-            seed=header.seed,
-            segment=segment.index,
-        )
+        size = (given.width, given.height)
+        texture = GrainSynthesizer(signals.grain.levels, size, seed=header.seed)
         yield from (texture.apply(frame, base) for frame, base in pairs)
 
     def dump(self, signals: Signals, segment: Segment, header: StreamHeader, folder: Path) -> None:
@@ -320,8 +316,7 @@ class Disco:
                 frame = index * signals.sketch.step
                 write_png(folder / f"{stem}-sketch-{frame:04d}.png", bits * np.uint8(255))
         if signals.grain is not None:
-            levels = " ".join(f"{v / UNIT:g}" for v in signals.grain.levels)
-            (folder / f"{stem}-grain.txt").write_text(levels + "\n", "utf-8")
+            (folder / f"{stem}-grain.txt").write_text(to_text(signals.grain), "ascii")
         frames = color.yuv420_to_rgb(signals.planes)
         bigger = -(-_MIN_VIDEO // min(frames.shape[1:3]))  # players and encoders want some size
         frames = frames.repeat(bigger, 1).repeat(bigger, 2)

@@ -16,6 +16,7 @@ from semvc.entropy.integers import code_bits
 
 CLASSES = 7
 MAX_LEVEL = 31
+UNIT = 16  # levels in one 8-bit code of luma
 _BITS = 5
 _SYMBOLS = CLASSES
 
@@ -58,3 +59,8 @@ def decode_grain(payload: bytes, check: int = 0) -> tuple[Grain, int]:
     grain = code_grain(decoder, None)
     decoder.finish()
     return grain, decoder.check
+
+
+def to_text(grain: Grain) -> str:
+    """Return one line: the deviation of each class in codes of 8-bit luma."""
+    return " ".join(f"{level / UNIT:g}" for level in grain.levels) + "\n"
