@@ -370,6 +370,9 @@ def target_rate(given: dict[str, Any]) -> Target | None:
 
 def bit_options(given: dict[str, Any]) -> EncodeOptions:
     """Return the options that change a stream's bits; UsageError for files that cannot be read."""
+    for name in ("camera", "masks"):
+        if given[name] is not None and given["profile"] != "cpsgd":
+            raise UsageError(f"--{name} needs --profile cpsgd")
     audio, kbps = given["audio"]
     skeleton = given["skeleton"]
     return EncodeOptions(

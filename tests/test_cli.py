@@ -144,6 +144,7 @@ def test_a_bug_is_exit_code_1_and_asks_for_a_report(
         (["--factor", "3"], "'3' is not one of '1', '2', '4', '8'"),
         (["--segment-seconds", "11"], "11.0 is not in the range 0.5<=x<=10"),
         (["--models-dir", "none"], "Directory 'none' does not exist"),
+        (["--masks", "."], "--masks needs --profile cpsgd"),
         (["--report", "none/report.json"], "the folder none does not exist"),
         (["--report", "out.svc"], "out.svc cannot be two things at once"),
     ],

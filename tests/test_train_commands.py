@@ -188,3 +188,29 @@ def test_packing_what_is_not_there_is_a_usage_error(
 ) -> None:
     assert cli.run(["train", "pack", str(tmp_path / "none"), str(tmp_path / "pieces")]) == 2
     assert "no folder" in capsys.readouterr().err
+
+
+def test_an_export_without_a_checkpoint_leaves_no_folder(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.run(["train", "export", str(recipe), str(tmp_path / "run"), str(tmp_path / "m")])
+    assert code == 2 and "train first" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+def test_weights_of_losses_that_are_missing_are_named(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (recipe.parent / "metrics" / "heads.safetensors").unlink()
+    assert cli.run(["train", *words(recipe)]) == 2
+    said = capsys.readouterr().err
+    assert "no heads.safetensors in" in said and "--metric-weights" in said
+
+
+def test_footage_too_small_for_a_sample_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "a.mp4", Scene(64, 48, 8).render()[0])
+    code = cli.run(["train", "prepare", str(tmp_path / "c"), "--clips", str(tmp_path / "clips")])
+    assert code == 2 and "large and long enough" in capsys.readouterr().err

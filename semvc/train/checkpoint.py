@@ -61,11 +61,13 @@ def load(folder: Path) -> Checkpoint | None:
 def export(folder: Path, path: Path, notes: dict[str, str] | None = None) -> None:
     """Write a run's running average as fp16 weights, the form in which models ship.
 
-    `notes` become the file's metadata.
+    The folder of `path` is made if there is none; UsageError without a checkpoint. `notes` become
+    the file's metadata.
     """
     found = load(folder)
     if found is None or not found.parts.get("average"):
         raise UsageError(f"no checkpoint in {folder}: train first")
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     tensors = {n: t.half().contiguous() for n, t in found.parts["average"].items()}
     save_file(tensors, part, notes or None)

@@ -1,7 +1,7 @@
 """The commands of `semvc train`: parse, call one function, print its report.
 
 Nothing heavy is imported before a command runs, and `run` needs torch, numpy and safetensors only,
-so that training works on machines without codecs.
+and OpenCV for the temporal loss, so that training works on machines without codecs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 @click.option("--photos", type=_FOLDER, help="Folder of JPEG photographs, set in motion.")
 @click.option("--rounds", default=3, show_default=True, help="Passes over the videos.")
 @click.option("--samples", default=8, show_default=True, help="Crops from each coded shot.")
-@click.option("--length", default=6, show_default=True, help="Frames of a sample (2 to 32).")
+@click.option("--length", default=6, show_default=True, help="Frames of a sample (2 to 40).")
 @click.option("--preset", default=6, show_default=True, help="SVT-AV1's.")
 @click.option("--seed", default=1, show_default=True, help="Another seed gives other data.")
 @_json
@@ -222,7 +222,6 @@ def export(recipe_path: Path, folder: Path, model: Path, as_json: bool) -> None:
     from semvc.train import checkpoint, families, recipe
 
     given = recipe.load(recipe_path)
-    model.mkdir(parents=True, exist_ok=True)
     checkpoint.export(folder, model / weights.WEIGHTS, families.notes(given))
     (model / weights.CONFIG).write_text(families.config(given), "utf-8")
     text = recipe_path.read_text("utf-8")

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from semvc.errors import UsageError
 from semvc.train import flow
 
 _TAPS = (2, 2, 3, 3, 3)  # convolutions of VGG16's five blocks
+_FEATURES, _HEADS = "vgg16-features-fp16.safetensors", "heads.safetensors"
 _KR, _KB = 0.2126, 0.0722  # BT.709
 
 
@@ -91,9 +93,9 @@ class Perceptual(nn.Module):
     """LPIPS (Zhang et al. 2018) and DISTS (Ding et al. 2020) on one pass of VGG16.
 
     `folder` holds `vgg16-features-fp16.safetensors` (torchvision's tensor names) and
-    `heads.safetensors` (`vgg.lin0..4`, `dists.alpha`, `dists.beta`). The features come from max
-    pooling for both, so the DISTS term differs from the published one (L2 pooling) in its values.
-    The weights are never part of a trained model.
+    `heads.safetensors` (`vgg.lin0..4`, `dists.alpha`, `dists.beta`); UsageError if not. The
+    features come from max pooling for both, so the DISTS term differs from the published one (L2
+    pooling) in its values. The weights are never part of a trained model.
     """
 
     shift: Tensor
@@ -101,8 +103,10 @@ class Perceptual(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        state = load_file(folder / "vgg16-features-fp16.safetensors")
-        heads = load_file(folder / "heads.safetensors")
+        for name in (_FEATURES, _HEADS):
+            if not (folder / name).is_file():
+                raise UsageError(f"no {name} in {folder}: give its folder with --metric-weights")
+        state, heads = load_file(folder / _FEATURES), load_file(folder / _HEADS)
         ids = sorted({int(name.split(".")[1]) for name in state})
         self.convolutions = nn.ModuleList()
         for i in ids:

@@ -79,7 +79,10 @@ def fill(
         footage = clips(source, seed=settings.seed, rounds=rounds, length=settings.length)
     if not total:
         raise UsageError(f"{source} holds no {kind}")
-    return prepare(_counted(footage, total, on_shots), out, settings)
+    made = prepare(_counted(footage, total, on_shots), out, settings)
+    if not made and not any(out.glob("*/figure.npy")):
+        raise UsageError(f"{source} holds no {kind} that are large and long enough for a sample")
+    return made
 
 
 def _counted(
