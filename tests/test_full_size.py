@@ -7,6 +7,7 @@ the decoder's own code, so that every shape is checked.
 from __future__ import annotations
 
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tinybackbones import conditions, lines, missing, noise
+from tinybackbones import conditions, lines, missing, noise, write_ltx, write_vace
 from torch import Tensor
 
 from semvc.backbones import ltx, ltxvae, manifest, parts, text, vace
@@ -328,3 +329,27 @@ def test_a_whole_decode_of_vace_at_full_size(meta: None, name: str, size: tuple[
     assert encoded.control.shape == (1, 96, *cells) and encoded.start.shape == (1, 16, *cells)
     assert encoded.text.values.shape == (1, vace.TEXT_TOKENS, 4096)
     assert backbone.generate(encoded, noise, 1).shape == (frames, height, width, 3)
+
+
+# --- the script that measures all this on a GPU
+
+
+@missing("accelerate")
+@pytest.mark.parametrize("name", ["ltx-video-2b", "wan-vace-1.3b"])
+def test_the_measurements_run_with_tiny_networks(name: str, tmp_path: Path) -> None:
+    import measure_backbones as script
+
+    write = {"ltx": write_ltx, "vace": write_vace}[manifest.named(name).family]
+    write(tmp_path / "source")
+    networks = {}
+    for part in ("transformer", "vae"):
+        config = json.loads((tmp_path / "source" / part / "config.json").read_text("utf-8"))
+        given = {k: v for k, v in config.items() if not k.startswith("_")}
+        networks[part] = (NETWORKS[name][part][0], given)
+    folder = script.write(tmp_path / "made", networks, "cpu")
+    for words in ({}, {"quant": "int8"}, {"memory": "group"}):
+        row = script.measure(name, folder, script.Way(**words), (64, 64, 9, 1), "cpu")
+        assert row.get("seconds", 0) > 0, row
+    row = script.measure(name, folder, script.Way(attention="none"), (64, 64, 9, 1), "cpu")
+    assert "error" in row and row["way"] == "full, none"
+    assert all(script.WINDOWS[n] for n in script.WINDOWS if n in NETWORKS)
