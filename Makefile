@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN = .venv/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 IN ?=
 CLIPS ?= clips
 PHOTOS ?= photos
@@ -15,7 +16,7 @@ help: ## list the targets
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt hatchling editables hypothesis import-linter matplotlib mypy pytest ruff
+	$(BIN)/pip install --quiet -c constraints.txt hatchling editables hypothesis import-linter matplotlib mypy pytest pytest-xdist ruff
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e .
 	touch $@
 
@@ -23,17 +24,17 @@ demo: .venv/ready ## encode and decode one clip, print the figures, draw demo/si
 	$(BIN)/python -m semvc.demo --out demo $(if $(IN),--input "$(IN)")
 
 test: .venv/ready ## the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: .venv/ready ## format, lint, types, layers, fast tests
 	$(BIN)/ruff format --check semvc tests
 	$(BIN)/ruff check semvc tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not nightly and not slow"
+	$(PYTEST) -m "not nightly and not slow"
 
 test-full: .venv/ready ## tests at the full sizes of the test plan (hours)
-	$(BIN)/python -m pytest -m "nightly or not nightly"
+	$(PYTEST) -m "nightly or not nightly"
 
 vectors: .venv/ready ## rewrite the golden vectors; say why in the commit
 	$(BIN)/python -m tests.make_vectors

@@ -95,6 +95,7 @@ def row(report: Report, clip: str, codec: str, setting: float, **more: Any) -> R
 # --- what a report says
 
 
+@pytest.mark.slow
 def test_every_point_has_a_row_or_a_reason(done: tuple[run.Job, Report]) -> None:
     _, report = done
     assert len(report.rows) == ROWS
@@ -108,6 +109,7 @@ def test_every_point_has_a_row_or_a_reason(done: tuple[run.Job, Report]) -> None
     assert any("lpips" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_files(done: tuple[run.Job, Report]) -> None:
     job, report = done
     streams = {p.stat().st_size for p in (job.out / "coded").glob("*.svc")}
@@ -126,6 +128,7 @@ def test_bytes_are_those_of_the_files(done: tuple[run.Job, Report]) -> None:
     assert row(report, "part", "semvc", 10.0).audio_bytes == 0
 
 
+@pytest.mark.slow
 def test_quality_falls_with_the_setting_and_pictures_are_where_rows_say(
     done: tuple[run.Job, Report], clips: Path
 ) -> None:
@@ -142,6 +145,7 @@ def test_quality_falls_with_the_setting_and_pictures_are_where_rows_say(
         assert np.abs(rebuilt.astype(int) - expected).mean() < 12
 
 
+@pytest.mark.slow
 def test_a_lower_frame_rate_holds_frames(done: tuple[run.Job, Report]) -> None:
     job, report = done
     found = list(pictures.rebuilt(job.out, row(report, "part", "svtav1", 30.0, divisor=2)))
@@ -149,6 +153,7 @@ def test_a_lower_frame_rate_holds_frames(done: tuple[run.Job, Report]) -> None:
     assert not np.array_equal(found[1], found[2])
 
 
+@pytest.mark.slow
 def test_costs_are_positive(done: tuple[run.Job, Report]) -> None:
     for found in done[1].rows:
         assert found.encode_fps and found.encode_fps > 0
@@ -158,6 +163,7 @@ def test_costs_are_positive(done: tuple[run.Job, Report]) -> None:
             assert found.decode_rss_bytes and found.decode_rss_bytes > 1e7
 
 
+@pytest.mark.slow
 def test_the_report_on_disk_is_the_one_returned(done: tuple[run.Job, Report]) -> None:
     job, report = done
     assert Report.from_json(json.loads((job.out / "report.json").read_text("utf-8"))) == (
@@ -170,6 +176,7 @@ def test_the_report_on_disk_is_the_one_returned(done: tuple[run.Job, Report]) ->
 # --- resuming
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(
     done: tuple[run.Job, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +190,7 @@ def test_what_is_done_is_not_done_again(
     assert {total for _, total, _ in told} == {ROWS + 4}
 
 
+@pytest.mark.slow
 def test_a_new_rate_codes_that_rate_alone(
     done: tuple[run.Job, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +201,7 @@ def test_a_new_rate_codes_that_rate_alone(
     assert len(report.rows) == ROWS // 2 + 1
 
 
+@pytest.mark.slow
 def test_a_new_metric_measures_again_and_codes_nothing(
     done: tuple[run.Job, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
