@@ -247,6 +247,8 @@ def decode(source: Path, target: Path, **given: Any) -> int:
         codec=given["output_codec"],
         quality=given["output_quality"],
     )
+    if given["tier"] == "preview" and given["steps"]:
+        raise UsageError("--steps is for tiers that have a model, and preview has none")
     _check_outputs(source, target, given)
     told = given["told"] = []
 

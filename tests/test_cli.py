@@ -175,6 +175,7 @@ def test_encode_refuses_wrong_options_before_it_works(
         (["--tier", "best"], "'best' is not one of 'preview', 'small'"),
         (["--output-quality", "52"], "52 is not in the range 0<=x<=51"),
         (["--resume", "--salvage"], "--resume and --salvage do not go together"),
+        (["--steps", "4"], "preview has none"),
         (["--device", "tpu"], "'tpu' is unknown: give auto, cpu, cuda, cuda:N or mps"),
         (["--models-dir", "."], "has no index.toml and no backbone"),
     ],
