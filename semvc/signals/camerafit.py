@@ -118,7 +118,7 @@ def reprojection_error(path: Path, camera: Camera) -> float:
         square = (shift**2).sum(-1)
         squares.append(float(square.mean()))
         worst = max(worst, float(square.max()))
-    error = max(np.mean(squares), worst / _OUTLIER**2) ** 0.5
+    error = max(float(np.mean(squares)), worst / _OUTLIER**2) ** 0.5
     return float(error) * width * SIDE / min(width, height)
 
 
