@@ -170,6 +170,21 @@ def test_captions_are_read_exactly_as_stored(tmp_path: Path) -> None:
     assert (values != texts(stored.strip()).values).any()
 
 
+@missing("transformers", "tokenizers")
+def test_a_package_that_a_tokenizer_lacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ImportError("T5Tokenizer needs SentencePiece\nand more")
+
+    folder = write_text(write_ltx(tmp_path))
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(ModelError, match=r"SentencePiece\): pip install 'semvc\[full\]'"):
+        run(opened(folder), caption="a cat")
+
+
 @missing("transformers", "sentencepiece", "google.protobuf")
 def test_a_tokenizer_of_a_sentencepiece_model_alone_is_read(tmp_path: Path) -> None:
     folder = write_sentencepiece(write_text(write_ltx(tmp_path)))

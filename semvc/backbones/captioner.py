@@ -81,7 +81,7 @@ class Captioner:
             self._model: Any = kind.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=dtype
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"cannot load a captioner from {folder}: {first}") from error
         self._model.to(self._device).eval().requires_grad_(False)

@@ -22,9 +22,14 @@ _SMALL = 1 << 12  # weights of a layer that is not worth quantising
 
 @contextlib.contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Turn what libraries raise for a missing or foreign file into ModelError."""
+    """Turn what libraries raise for a missing or foreign file or package into ModelError."""
     try:
         yield
+    except ImportError as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"backbone folder {folder} needs another package ({first}): pip install 'semvc[full]'"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
