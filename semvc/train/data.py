@@ -97,7 +97,7 @@ class Cache:
         random = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
         fitting = self._fitting(unroll, crop)
         rows = [self._row(random, fitting, unroll, crop) for _ in range(size)]
-        names = FIELDS
+        names: tuple[str, ...] = FIELDS
         if motion:
             names = (*FIELDS, "motion")
             rows = [row | {"motion": flow.backward(row["source"])} for row in rows]
