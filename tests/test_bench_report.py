@@ -453,6 +453,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     return folder, plots.draw(made(("tennis",)), folder)
 
 
+@pytest.mark.slow
 def test_plots_are_the_same_every_time(drawn: Any, written: Any) -> None:
     folder, found = drawn
     assert set(found) == {"", "tennis"}

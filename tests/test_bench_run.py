@@ -230,6 +230,7 @@ def test_keys_change_with_what_decides_a_result_and_with_nothing_else() -> None:
     assert one.row("r") == other.row("r") != keys(dataclasses.replace(SUITE, every=5)).row("r")
 
 
+@pytest.mark.slow
 def test_without_keep_only_figures_stay(clips: Path, tmp_path: Path) -> None:
     small = dataclasses.replace(SUITE, clips=SUITE.clips[1:], qualities=(10.0,), anchors=())
     job = run.Job(clips, tmp_path, keep=False)
@@ -240,6 +241,7 @@ def test_without_keep_only_figures_stay(clips: Path, tmp_path: Path) -> None:
     assert again == found
 
 
+@pytest.mark.slow
 def test_several_jobs_give_the_same_figures(
     done: tuple[run.Job, Report], clips: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_several_jobs_give_the_same_figures(
 # --- failures and stops
 
 
+@pytest.mark.slow
 def test_a_decoder_that_fails_is_a_reason_and_not_the_end(clips: Path, tmp_path: Path) -> None:
     broken = dataclasses.replace(
         SUITE, clips=SUITE.clips[1:], qualities=(10.0,), decode=("--start", "99"), anchors=()
@@ -272,6 +275,7 @@ def test_jobs_and_devices_that_make_no_sense_are_refused(
         run.run(SUITE, run.Job(clips, tmp_path, **change))
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_all_processes_and_can_be_resumed(clips: Path, tmp_path: Path) -> None:
     def stop(count: int, *_: object) -> None:
         if count == 2:

@@ -69,6 +69,7 @@ def errors(found: CameraPath, kind: str) -> tuple[float, float]:
         ("still", "static", 0.2),
     ],
 )
+@pytest.mark.slow
 def test_paths_are_found_beside_movers(kind: str, motion: str, movers: float) -> None:
     found = camera.solve(follow(kind, movers=movers)).camera
     rotation, trajectory = errors(found, kind)
@@ -93,6 +94,7 @@ def test_a_known_focal_length_is_kept() -> None:
     assert camera.solve(follow("both"), 0.7).camera.focal == pytest.approx(0.7)
 
 
+@pytest.mark.slow
 def test_points_without_order_are_not_believed() -> None:
     rng = np.random.default_rng(0)
     wander = np.cumsum(rng.normal(0, 6, (120, FRAMES, 2)), 1)

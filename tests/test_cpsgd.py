@@ -145,6 +145,7 @@ def test_everything_is_dumped(made: Made, tmp_path: Path, capfd: Any) -> None:
     assert float(lines[2].split()[0]) == pytest.approx(18 / 24, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_dumped_can_be_used_again(made: Made, tmp_path: Path, capfd: Any) -> None:
     first, second = tmp_path / "d", tmp_path / "e"
     call(capfd, "dump", made.stream, first)
@@ -192,6 +193,7 @@ def test_damage_costs_its_own_segment(made: Made, tmp_path: Path, capfd: Any) ->
     assert done.code == 9 and len(pictures(tmp_path / "b.mp4")) == FRAMES
 
 
+@pytest.mark.slow
 def test_an_interrupted_encode_and_decode_go_on(made: Made, tmp_path: Path, capfd: Any) -> None:
     raw = made.stream.read_bytes()
     segments = list(StreamReader(io.BytesIO(raw)))
@@ -205,6 +207,7 @@ def test_an_interrupted_encode_and_decode_go_on(made: Made, tmp_path: Path, capf
     assert len(pictures(tmp_path / "a.mp4")) == FRAMES
 
 
+@pytest.mark.slow
 def test_a_target_rate_is_met(made: Made, tmp_path: Path, capfd: Any) -> None:
     target = tmp_path / "a.svc"
     words = (*made.words(), "--bpp", "0.15", "--audio", "none")

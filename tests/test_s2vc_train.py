@@ -335,6 +335,7 @@ def test_a_recipe_with_another_network_is_refused(shared: Path) -> None:
         task(shared, replace(RECIPE, network={"codec": CODEC | {"wings": 2}, "decoder": TINY}))
 
 
+@pytest.mark.slow
 def test_a_pretrained_backbone_is_neither_trained_nor_saved(shared: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="peft is not installed: pip install 'semvc[full]'")
     write_backbone(tmp_path)
@@ -369,6 +370,7 @@ def straight(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("at", [5])
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_straight_one(
     shared: Path, straight: Path, tmp_path: Path, at: int
 ) -> None:
@@ -430,6 +432,7 @@ def test_an_export_without_weights_is_refused(shared: Path, tmp_path: Path) -> N
         )
 
 
+@pytest.mark.slow
 def test_training_the_small_model_imports_no_codec_library() -> None:
     blocked = ("av", "constriction", "diffusers", "peft", "transformers")
     code = (
