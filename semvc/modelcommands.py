@@ -30,8 +30,9 @@ def models_list(models_dir: Path | None, as_json: bool) -> None:
     from semvc import describe
 
     rows = [describe.model(ref, models_dir) for ref in weights.index(models_dir)]
+    pretrained = [_row(e, models_dir) for e in manifest.entries() + manifest.extractors()]
     if as_json:
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps([*rows, *pretrained]))
         return
     for row in rows:
         state = "installed" if row["available"] else "missing"
@@ -39,11 +40,10 @@ def models_list(models_dir: Path | None, as_json: bool) -> None:
             f"{row['id']}  {row['decoder_id']}  {state}  {row['profile']}/{row['tier']}"
             f"  {row['bytes']} bytes  {row['licence']}"
         )
-    for entry in manifest.entries() + manifest.extractors():
-        state = "installed" if _folder(entry, models_dir) else "not pulled"
-        size = entry.bytes or "unknown"
-        use = f"encode/{entry.family}" if entry.is_extractor else "disco/full"
-        click.echo(f"{entry.id}  {state}  {use}  {size} bytes  {entry.licence}")
+    for row in pretrained:
+        state = "installed" if row["available"] else "not pulled"
+        size = "unknown" if row["bytes"] is None else row["bytes"]
+        click.echo(f"{row['id']}  {state}  {row['use']}  {size} bytes  {row['licence']}")
 
 
 @models.command("info")
@@ -151,6 +151,19 @@ def _folder(entry: manifest.Entry, models_dir: Path | None) -> Path | None:
         return manifest.find(entry.id, _roots(models_dir))[1]
     except ModelError:
         return None
+
+
+def _row(entry: manifest.Entry, models_dir: Path | None) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "decoder_id": None,
+        "role": "extractor" if entry.is_extractor else "backbone",
+        "use": f"encode/{entry.family}" if entry.is_extractor else "disco/full",
+        "available": _folder(entry, models_dir) is not None,
+        "bytes": entry.bytes or None,
+        "licence": entry.licence,
+        "source": entry.repository,
+    }
 
 
 def _text(row: dict[str, Any]) -> str:

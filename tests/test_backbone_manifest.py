@@ -249,6 +249,9 @@ def test_models_are_listed_and_checked(run: Call, models: Path) -> None:
     rows = json.loads(run("models", "list", "--models-dir", models, "--json").out)
     row = next(row for row in rows if row["id"] == MODEL)
     assert row["available"] and row["decoder_id"]
+    others = {row["id"]: row for row in rows}
+    assert others[VACE]["role"] == "backbone" and others[VACE]["available"] is False
+    assert others["blip-base"]["use"] == "encode/caption" and others["blip-base"]["bytes"] is None
     text = run("models", "list", "--models-dir", models).out
     assert f"{MODEL}  {row['decoder_id']}  installed  disco/small" in text
 
