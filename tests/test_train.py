@@ -104,6 +104,21 @@ def test_a_step_reports_the_losses_of_its_stage(shared: Path, tmp_path: Path) ->
     assert given.update(SEQUENCES, 0).keys() == expected | {"temporal", "adversarial", "critic"}
 
 
+def test_grain_is_judged_with_the_frames_and_not_remembered(shared: Path, tmp_path: Path) -> None:
+    given = trainer(shared, tmp_path)
+    remembered: list[torch.Tensor] = []
+    given.network.register_forward_hook(lambda *call: remembered.append(call[2][1].frame.detach()))
+    stages = [changed(SEQUENCES, grain=grain) for grain in (False, True)]
+    batch = given.task.batch(SEQUENCES, (3, 1))
+    plain, grainy = (given.task.forward(stage, batch).frames for stage in stages)
+    for without, added in zip(plain, grainy, strict=True):
+        difference = (added - without).detach() * 127.5
+        assert 0 < difference.abs().mean() < 4
+        assert difference.abs().amax() < 32
+    half = len(remembered) // 2
+    assert all(map(torch.equal, remembered[:half], remembered[half:]))
+
+
 def test_only_losses_with_a_weight_are_computed(shared: Path, tmp_path: Path) -> None:
     given = trainer(shared, tmp_path)
     assert given.update(changed(FRAMES, lpips=0, dists=0), 0).keys() == {"charbonnier", "norm"}

@@ -6,12 +6,14 @@ import itertools
 import json
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from semvc.errors import UsageError
 from semvc.nets import schedule
 from semvc.nets.generator import Conditioning, Generator, Memory
+from semvc.nets.grain import GrainSynthesizer, measure_grain
 from semvc.nets.load import place
 from semvc.train import losses
 from semvc.train.data import Batch, Cache, RawBatch, expand
@@ -40,6 +42,7 @@ class Options:
     weights of the losses are zero when absent. Where `adversarial` has a weight, a critic is
     trained by `objective`, with `penalty` as the weight of its gradient penalty, which is computed
     in every `penalty_every`-th step; `matching` is the weight of feature matching in the critic.
+    With `grain` frames are judged with the grain that a decoder would add to them.
     """
 
     unroll: int
@@ -53,6 +56,7 @@ class Options:
     temporal: float = 0.0
     adversarial: float = 0.0
     matching: float = 0.0
+    grain: bool = False
     objective: str = "hinge"
     penalty: float = 0.0
     penalty_every: int = 8
@@ -75,6 +79,7 @@ class _Given:
     level: Tensor
     keep_sketch: bool
     keep_skeleton: bool
+    seed: int  # of the grain
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,33 @@ class _Made:
 
     frames: list[Tensor]
     batch: Batch
+
+
+class _Texture:
+    """The grain of a batch: measured in each of its samples as an encoder measures a segment."""
+
+    def __init__(self, batch: _Given) -> None:
+        raw = batch.raw
+        places = raw.held[:, :, 1].cpu().numpy()
+        arrivals = raw.arrivals.cpu().numpy()
+        self._base = [a[p] for a, p in zip(arrivals, places, strict=True)]  # [L, H, W, 3] each
+        sources = raw.source.cpu().numpy()
+        height, width = sources.shape[2:4]
+        self._grey = np.full((height, width, 3), 128, np.uint8)
+        self._grain = [
+            GrainSynthesizer(
+                measure_grain(list(s), list(b)), (width, height), seed=batch.seed * len(sources) + k
+            )
+            for k, (s, b) in enumerate(zip(sources, self._base, strict=True))
+        ]
+
+    def frame(self, t: int) -> Tensor:
+        """Return what is added to frame `t`, float32 [B, 3, H, W]; call it in order."""
+        added = [
+            grain.apply(self._grey, base[t]).astype(np.float32)
+            for grain, base in zip(self._grain, self._base, strict=True)
+        ]
+        return torch.from_numpy((np.stack(added) - 128) / 127.5).permute(0, 3, 1, 2)
 
 
 def build(recipe: Recipe, inputs: Inputs) -> Disco:
@@ -137,6 +169,7 @@ class Disco:
             level=torch.where(pure, schedule.TRAIN_STEPS - 1, level),
             keep_sketch=float(torch.rand((), generator=draw)) >= o.drop_sketch,
             keep_skeleton=float(torch.rand((), generator=draw)) >= o.drop_skeleton,
+            seed=key[1],
         )
 
     def forward(self, stage: Stage, batch: _Given) -> _Made:
@@ -144,14 +177,18 @@ class Disco:
         full = expand(batch.raw)
         memory: Memory | None = None
         frames = []
-        for true, c in zip(full.true, full.conditioning, strict=True):
+        texture = _Texture(batch) if stage.options.grain else None
+        for t, (true, c) in enumerate(zip(full.true, full.conditioning, strict=True)):
             given = replace(
                 c,
                 sketch=c.sketch if batch.keep_sketch else None,
                 skeleton=c.skeleton if batch.keep_skeleton else None,
             )
             frame, memory = self._frame(batch, true, given, memory)
-            frames.append(losses.displayed(frame.float()))
+            shown = frame.float()
+            if texture is not None:
+                shown = shown + texture.frame(t).to(self._device)
+            frames.append(losses.displayed(shown))
         return _Made(frames, full)
 
     def _frame(
