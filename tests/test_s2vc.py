@@ -173,6 +173,20 @@ def test_hyper_latents_of_levels_are_sent_as_well(clip: Path, tmp_path: Path) ->
 # Models
 
 
+def test_a_fresh_install_encodes_and_decodes(clip: Path, tmp_path: Path, capsys: Any) -> None:
+    stream = tmp_path / "a.svc"
+    assert call(capsys, "encode", clip, stream, "-p", "s2vc", "-q", "40").code == 0
+    assert call(capsys, "verify", stream, "--deep").code == 0
+    means = {}
+    for tier in ("preview", "small"):
+        target = tmp_path / f"{tier}.mkv"
+        assert call(capsys, "decode", stream, target, "--tier", tier).code == 0
+        error = np.abs(watch(target).astype(float) - watch(clip))
+        means[tier] = error.mean()
+    assert max(means.values()) < 30 and means["preview"] != means["small"]
+    assert weights.for_profile("s2vc", "small", codec=weights.codec_for("s2vc").id).bytes < 12e6
+
+
 def test_without_a_codec_nothing_is_encoded(
     clip: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

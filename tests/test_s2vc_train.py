@@ -402,7 +402,7 @@ def test_a_run_becomes_a_model_folder(shared: Path, straight: Path, tmp_path: Pa
     assert weights.codec_for("s2vc", tmp_path) == ref
     assert read_prior(model).nets.keys() == {(i, h) for i in (0, 1) for h in (0, 1)}
     tensors = load_file(model / "weights.safetensors")
-    assert {n.split(".")[0] for n in tensors} == {"codec", "decoder", "prior", "rate"}
+    assert {n.split(".")[0] for n in tensors} == {"codec", "decoder", "prior"}
     assert not any("autoencoder.encoder" in n for n in tensors)
     decoder = s2vc_synthesis.build(model, torch.device("cpu"), torch.float32)
     assert decoder(torch.randn(1, 8, 8, 8), None)[0].shape == (1, 3, 64, 64)

@@ -4,8 +4,8 @@
 run, or of what `semvc train export` made of it on a machine that has no entropy coder), rounds it
 to fp16, fits the coder to what the rounded codec gives on the cache's sequences, and writes
 `config.toml`, `weights.safetensors` and `recipe.toml`. Of the weights, `codec.*` and `decoder.*`
-are fp16 and `prior.*` integers; `rate.*`, fp16, serves training that goes on from the model alone.
-The model's row of `index.toml` goes to stdout, what the fit reports to stderr.
+are fp16 and `prior.*` integers. The model's row of `index.toml` goes to stdout, what the fit
+reports to stderr.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from semvc.weights import CONFIG, WEIGHTS, sha256
 
 _log = logging.getLogger(__name__)
 
-_SHIPPED = ("codec.", "decoder.", "rate.")
+_SHIPPED = ("codec.", "decoder.")
 _NOT_SHIPPED = "decoder.autoencoder.encoder."
 
 
