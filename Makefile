@@ -8,7 +8,7 @@ METRICS ?= metrics
 RUN ?= build/small
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-full vectors fuzz bench models small dist clean
+.PHONY: help demo test check types fast test-full vectors fuzz bench models small dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,8 +29,13 @@ test: .venv/ready ## the whole test suite
 check: .venv/ready ## format, lint, types, layers, fast tests
 	$(BIN)/ruff format --check semvc tests
 	$(BIN)/ruff check semvc tests
+	@$(MAKE) --no-print-directory -j 2 types fast
+
+types: .venv/ready # beside the tests, as it takes one core
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fast: .venv/ready
 	$(PYTEST) -m "not nightly and not slow"
 
 test-full: .venv/ready ## tests at the full sizes of the test plan (hours)
