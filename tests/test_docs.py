@@ -71,7 +71,8 @@ def test_readme_names_every_command() -> None:
 
 
 def test_options_in_readme_exist() -> None:
-    known = {option for command in COMMANDS.values() for p in command.params for option in p.opts}
+    given = [p for command in COMMANDS.values() for p in command.params]
+    known = {option for p in given for option in (*p.opts, *p.secondary_opts)}
     known |= {"--help", "--index-url"}  # of click, and of pip
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known
 
