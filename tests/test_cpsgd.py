@@ -16,7 +16,7 @@ import pytest
 from program import FAST, call, names
 from scene import Scene, Sound, beep_times, beeps, read_sound, write_video
 
-from semvc import decoder, encoder, profiles
+from semvc import decoder, encoder, profiles, weights
 from semvc.bitstream.container import StreamReader
 from semvc.bitstream.headers import ProfileId, SectionType
 from semvc.errors import BitstreamError
@@ -123,13 +123,30 @@ def test_a_scene_goes_through_the_command_line(made: Made, tmp_path: Path, capfd
     assert "0 of 2 segments are coded as profile disco does" in call(capfd, "info", stream).out
 
 
-def test_no_tier_given_means_preview_and_says_so(made: Made, tmp_path: Path, capfd: Any) -> None:
+def test_without_a_model_no_tier_means_preview_and_says_so(
+    made: Made, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "BUNDLED", ())
     done = call(capfd, "decode", made.stream, tmp_path / "out.mp4")
     assert done.code == 0
     assert "no model for profile cpsgd is installed: decoded at tier preview" in done.err
     refused = call(capfd, "decode", made.stream, tmp_path / "b.mp4", "--tier", "small")
     assert refused.code == 6 and "--tier preview" in refused.err
     assert not (tmp_path / "b.mp4").exists()
+
+
+def test_the_bundled_model_decodes_without_being_asked_for(
+    made: Made, tmp_path: Path, capfd: Any
+) -> None:
+    done = call(capfd, "decode", made.stream, tmp_path / "a.mp4")
+    assert done.code == 0 and "preview" not in done.err
+    words = ("--tier", "preview", "--quiet")
+    assert call(capfd, "decode", made.stream, tmp_path / "b.mp4", *words).code == 0
+    found, plain = (pictures(tmp_path / name) for name in ("a.mp4", "b.mp4"))
+    assert found.shape == plain.shape
+    assert 0.1 < error(found, plain) < 20
+    row = json.loads(call(capfd, "info", made.stream, "--json").out)
+    assert "cpsgd-small" in json.dumps(row)
 
 
 def test_everything_is_dumped(made: Made, tmp_path: Path, capfd: Any) -> None:

@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from test_cpsgd_nets import TINY
 
 from semvc.errors import UsageError
-from semvc.nets.cpsgd_generator import SceneInputs
+from semvc.nets import scene_restore
+from semvc.nets.cpsgd_generator import CpsgdGenerator, SceneInputs
 from semvc.nets.generator import Conditioning, Generator, Memory
-from semvc.train import families, loop, prepare_scenes, recipe
+from semvc.train import checkpoint, cpsgd, families, loop, prepare_scenes, recipe
 from semvc.train.scene_data import FIELDS, SceneCache
 
 RECIPE = """
@@ -153,6 +154,41 @@ def test_the_loss_falls_on_one_batch(tmp_path: Path, cache: Path, adversarial: f
     assert ("critic" in rows[0]) == bool(adversarial)
     picture = one.picture(stage)
     assert picture.shape == (64, 96, 3) and picture.dtype == torch.uint8
+
+
+def test_weights_are_stored_in_half_the_bytes_and_come_back() -> None:
+    draw = torch.Generator().manual_seed(3)
+    sizes = {"widths": (32, 48, 64), "control": (16, 24, 32), "pose": 24}
+    tensors = {
+        name: p.detach() + 0.02 * torch.randn(p.shape, generator=draw)
+        for name, p in CpsgdGenerator(**TINY | sizes).named_parameters()
+    }
+    kept = cpsgd.stored(tensors)
+    assert kept["stem.weight"].dtype == torch.float16
+    assert kept["mid.blocks.0.first.weight"].dtype == torch.int8
+    size = sum(t.numel() * t.element_size() for t in kept.values())
+    assert size < 0.65 * sum(2 * t.numel() for t in tensors.values())
+    again = scene_restore.unpacked(kept)
+    assert again.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        largest = tensor.abs().reshape(len(tensor), -1).amax(1) if tensor.ndim else tensor.abs()
+        apart = (again[name].float() - tensor).abs().reshape(len(tensor), -1).amax(1)
+        assert (apart <= largest / 250 + 1e-5).all(), name
+
+
+def test_what_is_exported_is_read_again(tmp_path: Path, cache: Path) -> None:
+    done = trainer(tmp_path, cache)
+    (tmp_path / "run").mkdir()
+    done.save()
+    folder = tmp_path / "model"
+    checkpoint.export(tmp_path / "run", folder / "weights.safetensors", None, cpsgd.stored)
+    (folder / "config.toml").write_text(families.config(done.recipe))
+    found = scene_restore.build(folder, torch.device("cpu"), torch.float32)
+    for name, p in found.named_parameters():
+        assert torch.allclose(p, done.average[name], atol=2e-3), name
+    again = trainer(tmp_path, cache, start=folder)
+    for name, p in again.network.named_parameters():
+        assert torch.allclose(p, done.average[name], atol=2e-3), name
 
 
 @pytest.mark.parametrize("depth", [1, 3])

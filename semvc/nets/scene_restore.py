@@ -25,6 +25,7 @@ from semvc.weights import CONFIG, WEIGHTS
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
+SCALE = ".scale"  # what a scale's name has after that of the tensor it belongs to
 _FRAME_NOISE = 0  # noise purpose: the sample that every frame of a segment starts from
 
 
@@ -33,11 +34,27 @@ def build(folder: Path, device: torch.device, dtype: torch.dtype) -> CpsgdGenera
     config = tomllib.loads((folder / CONFIG).read_text("utf-8"))
     try:
         network = CpsgdGenerator(**config["network"])
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        network.load_state_dict(unpacked(load_file(folder / WEIGHTS)))
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ModelError(f"model folder {folder} does not fit this program: {error}") from error
     network.eval().requires_grad_(False)
     return place(network, device, dtype)
+
+
+def unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as a network wants them, of a file's tensors.
+
+    A tensor with another one beside it, its name followed by `.scale`, is the product of both:
+    whole numbers in int8 and a float32 scale for each output.
+    """
+    whole = {}
+    for name, tensor in tensors.items():
+        scale = tensors.get(name + SCALE)
+        if scale is not None:
+            whole[name] = tensor.float() * scale.float()
+        elif not name.endswith(SCALE):
+            whole[name] = tensor
+    return whole
 
 
 class SceneRestorer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +59,13 @@ def load(folder: Path) -> Checkpoint | None:
     return Checkpoint(parts, notes)
 
 
-def export(folder: Path, path: Path, notes: dict[str, str] | None = None) -> None:
-    """Write a run's running average as fp16 weights, the form in which models ship.
+Stored = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def export(
+    folder: Path, path: Path, notes: dict[str, str] | None = None, stored: Stored | None = None
+) -> None:
+    """Write a run's running average as fp16 weights, or as `stored` has them: as models ship.
 
     The folder of `path` is made if there is none; UsageError without a checkpoint. `notes` become
     the file's metadata.
@@ -69,7 +75,9 @@ def export(folder: Path, path: Path, notes: dict[str, str] | None = None) -> Non
         raise UsageError(f"no checkpoint in {folder}: train first")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    tensors = {n: t.half().contiguous() for n, t in found.parts["average"].items()}
+    average = found.parts["average"]
+    plain = {n: t.half().contiguous() for n, t in average.items()}
+    tensors = plain if stored is None else stored(average)
     save_file(tensors, part, notes or None)
     part.chmod(0o644)  # safetensors writes for the owner alone
     part.replace(path)

@@ -222,7 +222,8 @@ def export(recipe_path: Path, folder: Path, model: Path, as_json: bool) -> None:
     from semvc.train import checkpoint, families, recipe
 
     given = recipe.load(recipe_path)
-    checkpoint.export(folder, model / weights.WEIGHTS, families.notes(given))
+    stored = families.stored(given.family)
+    checkpoint.export(folder, model / weights.WEIGHTS, families.notes(given), stored)
     (model / weights.CONFIG).write_text(families.config(given), "utf-8")
     text = recipe_path.read_text("utf-8")
     (model / "recipe.toml").write_text(text, "utf-8")

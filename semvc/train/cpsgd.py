@@ -20,6 +20,7 @@ from semvc.nets import schedule
 from semvc.nets.cpsgd_generator import PATCH, STRIDE, VIEW, CpsgdGenerator
 from semvc.nets.generator import Memory
 from semvc.nets.load import place
+from semvc.nets.scene_restore import SCALE, unpacked
 from semvc.train import losses
 from semvc.train.families import Inputs, Losses
 from semvc.train.recipe import Recipe, Stage
@@ -33,6 +34,10 @@ INDEX = {
     "source": "bundled",
     "signals": ["camera", "depth", "mask", "keyframe"],
 }
+
+
+_ENDS = ("stem", "head", "embed", "pose.first", "control.first")
+_WORTH_PACKING = 4096  # numbers of a tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,22 @@ def config(recipe: Recipe) -> str:
     """Return the constructor arguments of `CpsgdGenerator` as TOML."""
     lines = [f"{name} = {json.dumps(value)}" for name, value in recipe.network.items()]
     return "[network]\n" + "\n".join(lines) + "\n"
+
+
+def stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights as they are written: fp16, inner convolutions in int8 (see `unpacked`).
+
+    Half the bytes; rounding moves a weight by at most 1/254 of the largest of its output.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim < 4 or tensor.numel() < _WORTH_PACKING or name.startswith(_ENDS):
+            found[name] = tensor.half().contiguous()
+            continue
+        scale = tensor.float().abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / 127
+        found[name] = (tensor.float() / scale).round().to(torch.int8).contiguous()
+        found[name + SCALE] = scale
+    return found
 
 
 class Cpsgd:
@@ -183,8 +204,7 @@ class Cpsgd:
 
     def is_inner(self, name: str, parameter: Tensor) -> bool:
         """Ends of the network and vectors are not for Muon."""
-        ends = ("stem", "head", "embed", "pose.first", "control.first")
-        return parameter.ndim >= 2 and not name.startswith(ends)
+        return parameter.ndim >= 2 and not name.startswith(_ENDS)
 
     def _mixed(self) -> torch.autocast:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
@@ -196,6 +216,9 @@ def _accept_disco(network: CpsgdGenerator, state: dict[str, Any], *_: Any) -> No
     Disco's held, previous and next frame become the base and the views before and after; what it
     does not have keeps its first values, which are without influence.
     """
+    whole = unpacked(state)
+    state.clear()
+    state.update(whole)
     if "stem.weight" not in state or any(name.startswith("pose.") for name in state):
         return
     own = network.state_dict()

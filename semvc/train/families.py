@@ -117,6 +117,13 @@ def notes(recipe: Recipe) -> dict[str, str]:
     return {} if make is None else dict(make(recipe))
 
 
+def stored(family: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
+    """Return what makes a file's tensors of a family's weights, None where that is fp16."""
+    found: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None
+    found = getattr(_module(family), "stored", None)
+    return found
+
+
 def _module(family: str) -> Any:
     if family not in _MODULES:
         raise UsageError(f"unknown family {family!r}: use {', '.join(sorted(_MODULES))}")
