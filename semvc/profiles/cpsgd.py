@@ -349,8 +349,8 @@ class Cpsgd:
         else:
             stage = Stage(given)
             frames = (stage.frame(t).preview() for t in range(segment.frames))
-        if signals.grain is None:
-            yield from frames
+        if signals.grain is None or self._restorer is not None:
+            yield from frames  # the model makes texture of its own: it was trained without grain
             return
         size = (header.width, header.height)
         texture = GrainSynthesizer(signals.grain.levels, size, seed=header.seed)
