@@ -62,7 +62,7 @@ def _tiers(profile: str, codec: str, models_dir: Path | None) -> list[str]:
         if (ref.role, ref.profile, ref.codec) == ("generator", profile, codec)
         and weights.folder(ref, models_dir) is not None
     ]
-    return ["preview", *found]
+    return list(dict.fromkeys(["preview", *found]))  # a model of one's own may share a tier
 
 
 def model(ref: weights.ModelRef, models_dir: Path | None) -> dict[str, Any]:

@@ -391,8 +391,8 @@ def test_deep_verify_decodes_every_integer(run: Call, stream: Path) -> None:
 def test_dump_writes_files_a_person_can_open(run: Call, stream: Path, tmp_path: Path) -> None:
     folder = tmp_path / "signals"
     found = run("dump", stream, folder)
-    assert found == Result(0, f"{folder}: 3 files\n", "")
-    assert names(folder) == ["00000-base.mp4", "audio.opus", "info.json"]
+    assert found == Result(0, f"{folder}: 4 files\n", "")
+    assert names(folder) == ["00000-base.mp4", "00000-grain.txt", "audio.opus", "info.json"]
     again = run("dump", stream, folder)
     assert again.code == 2 and "exists and is not empty: use --force" in again.err
     assert run("dump", stream, folder, "--force").code == 0
@@ -410,7 +410,8 @@ def test_edit_drops_sound_and_keeps_the_picture(run: Call, stream: Path, tmp_pat
     assert run("edit", stream, target, "--drop", "audio_opus") == Result(0, "", "")
     assert run("verify", target, "--deep").code == 0
     row = json.loads(run("info", target, "--json").out)
-    assert [item["type"] for item in row["sections"]] == ["base_av1"] and row["frames"] == 24
+    assert [item["type"] for item in row["sections"]] == ["grain", "base_av1"]
+    assert row["frames"] == 24
 
 
 def test_edit_changes_the_caption(run: Call, clip: Path, tmp_path: Path) -> None:
@@ -469,7 +470,7 @@ def test_encode_and_decode_as_processes(clip: Path, models: Path, tmp_path: Path
     [
         (["info", "{stream}"], b"profile    disco"),
         (["verify", "{stream}", "--deep"], b"intact, 1 segments"),
-        (["dump", "{stream}", "{folder}/d"], b"3 files"),
+        (["dump", "{stream}", "{folder}/d"], b"4 files"),
         (["edit", "{stream}", "{folder}/b.svc", "--drop", "audio_opus"], b""),
         (["models", "list"], b""),
         (["completion", "bash"], b"_semvc_completion"),

@@ -73,7 +73,7 @@ def test_unknown_critical_sections_are_refused_and_ancillary_ones_passed_on() ->
     assert "ANCILLARY_144" in reader.warnings[0]
     body = bytearray(header.to_bytes()[6:-4])
     at = body.index(b"\x32\xf9\x03")
-    for bad in (b"\x32\xf0\xf3", b"\x32\xf7\xf3"):  # types 15 and 127
+    for bad in (b"\x32\xf1\x03", b"\x32\xf7\xf3"):  # types 16 and 127
         with pytest.raises(UnsupportedError, match="sections"):
             StreamReader(io.BytesIO(sealed_header(bytes(body[:at]) + bad + bytes(body[at + 3 :]))))
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from semvc.errors import UsageError
 from semvc.nets import schedule
 from semvc.nets.generator import Conditioning, Generator, Memory
-from semvc.nets.grain import GrainSynthesizer, measure_grain
 from semvc.nets.load import place
 from semvc.train import losses
 from semvc.train.data import Batch, Cache, RawBatch, expand
@@ -94,6 +93,10 @@ class _Texture:
     """The grain of a batch: measured in each of its samples as an encoder measures a segment."""
 
     def __init__(self, batch: _Given) -> None:
+        try:
+            from semvc.nets.grain import GrainSynthesizer, measure_grain
+        except ImportError as error:
+            raise UsageError("grain needs OpenCV: pip install opencv-python-headless") from error
         raw = batch.raw
         places = raw.held[:, :, 1].cpu().numpy()
         arrivals = raw.arrivals.cpu().numpy()
