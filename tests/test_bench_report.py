@@ -23,6 +23,8 @@ from semvc.bench.rows import ENVELOPE, METRICS, Report, Row
 from semvc.errors import UsageError
 from semvc.media.reader import VideoReader
 
+pytestmark = pytest.mark.slow  # left to make test
+
 VOID = {"meta", "img", "input", "br", "link", "hr", "source"}
 
 

@@ -24,6 +24,8 @@ from semvc.nets.generator import Conditioning, Generator, Memory
 from semvc.train import checkpoint, cpsgd, families, loop, prepare_scenes, recipe
 from semvc.train.scene_data import FIELDS, SceneCache
 
+pytestmark = pytest.mark.slow  # left to make test
+
 RECIPE = """
 family = "cpsgd-small"
 model = "tiny"

@@ -16,6 +16,8 @@ from semvc.encoder import EncodeJob, encode
 from semvc.rate import Memo, Shares, Target
 from semvc.types import EncodeOptions
 
+pytestmark = pytest.mark.slow  # left to make test
+
 OPTIONS = EncodeOptions(preset=12, segment_seconds=1)
 JOB = EncodeJob(target=Target("kbps", 14.0), deterministic=True)
 RESUMED = EncodeJob(target=JOB.target, deterministic=True, resume=True)

@@ -39,6 +39,8 @@ from semvc.train import families, losses, s2vc, s2vc_export, s2vc_teacher
 from semvc.train.recipe import load
 from semvc.train.s2vc import Options
 
+pytestmark = pytest.mark.slow  # left to make test
+
 RECIPES = Path(s2vc.__file__).parent / "recipes"
 
 

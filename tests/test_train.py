@@ -29,6 +29,8 @@ from semvc.train.loop import Run, Trainer
 from semvc.train.parallel import Team
 from semvc.train.recipe import Recipe, Stage
 
+pytestmark = pytest.mark.slow  # left to make test
+
 FRAMES = Stage("frames", 8, 2, 4e-3, 1e-3, Options(unroll=1, crop=32, lpips=1.0, dists=0.5))
 _UNROLLED = replace(FRAMES.options, unroll=3, temporal=1.0, adversarial=0.1)
 SEQUENCES = replace(FRAMES, name="sequences", steps=12, options=_UNROLLED)

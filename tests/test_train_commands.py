@@ -18,6 +18,8 @@ from scene import Scene, write_video
 
 from semvc import cli
 
+pytestmark = pytest.mark.slow  # left to make test
+
 BLOCKED = ("av", "constriction", "diffusers", "cv2")
 PROGRAM = f"""
 import sys
