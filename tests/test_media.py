@@ -135,6 +135,28 @@ def test_rounded_times_of_matroska_are_still_a_constant_rate(tmp_path: Path, fra
     assert pts == list(range(24))
 
 
+def test_time_begins_with_the_first_picture_that_can_be_decoded(
+    tmp_path: Path, frames: Any
+) -> None:
+    options = {"g": "12", "bf": "2"}
+    path = write_video(
+        tmp_path / "a.ts", frames, codec="mpeg2video", options=options, sound=Sound(beeps(1))
+    )
+    packets = path.read_bytes()
+    path.write_bytes(packets[len(packets) // 188 // 4 * 188 :])  # a recording begins anywhere
+    with av.open(str(path)) as container:
+        base = container.streams.video[0].time_base
+        shown = [f.pts for f in container.decode(video=0)]
+        container.seek(0)
+        assert min(p.pts for p in container.demux(video=0) if p.size) < shown[0]
+    with VideoReader(path) as reader:
+        assert reader.start == shown[0] * base
+        assert reader.audio is not None and -Fraction(1, 2) < reader.audio.start < 0
+        assert reader.info.frame_rate == 24
+        assert [p for _, p in reader] == list(range(len(shown)))
+        assert reader.end_pts == len(shown)
+
+
 @pytest.mark.parametrize("angle", [90, 180, 270])
 def test_rotation_is_applied_once(tmp_path: Path, frames: Any, angle: int) -> None:
     path = write_video(tmp_path / "a.mp4", frames[:2], rotation=angle)

@@ -77,16 +77,18 @@ class VideoReader:
         self.audio: AudioStreamInfo | None = None
         if self.source.streamed:
             self._timeline = timeline.constant(stream)
-        else:
-            with self.source.open() as other:
-                video = _video_stream(other, self.source.name)
-                self._timeline = timeline.scan(other, video, self._limits, self.source.name)
-            self.audio = describe_audio(container, self._timeline.start)
-        self.start, self.end_pts = self._timeline.start, self._timeline.end
         pictures = _pictures(container, stream, self._limits, self.source.name)
         first = next(pictures, None)
         if first is None:
             raise MediaError(f"{self.source.name}: no frame of its video can be decoded")
+        if not self.source.streamed:
+            with self.source.open() as other:
+                video = _video_stream(other, self.source.name)
+                self._timeline = timeline.scan(
+                    other, video, self._limits, self.source.name, first=first.pts
+                )
+            self.audio = describe_audio(container, self._timeline.start)
+        self.start, self.end_pts = self._timeline.start, self._timeline.end
         self._converter = _Converter(first, stream.sample_aspect_ratio, self.source.name)
         _check_size(self._converter.width, self._converter.height, self._limits, self.source.name)
         self.info = VideoInfo(

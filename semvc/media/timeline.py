@@ -57,11 +57,18 @@ class Timeline:
 
 
 def scan(
-    container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, name: str
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    limits: Limits,
+    name: str,
+    *,
+    first: int | None = None,
 ) -> Timeline:
     """Return the timeline of `stream`, reading all of `container`.
 
-    MediaError when the file ends before what it announces, LimitError for too many frames.
+    `first` is the pts of the first picture that can be decoded, None if it has none: what lies
+    before (a recording may begin anywhere) is not counted. MediaError when the file ends before
+    what it announces, LimitError for too many frames.
     """
     times: list[int | None] = []
     last = (-(1 << 63), 0)  # pts and duration
@@ -90,6 +97,8 @@ def scan(
     if "mov" in container.format.name and len(times) == stream.frames and stream.duration:
         # durations there follow the coding order, only their sum is right
         duration = max(0, stream.duration - int(pts[-1] - pts[0])) or duration
+    if first is not None and first in times:
+        pts = pts[pts >= first]
     return _from_times(stream, base, pts, duration)
 
 
