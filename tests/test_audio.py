@@ -117,6 +117,21 @@ def test_other_sample_rates_keep_time(tmp_path: Path, frames: Any, rate: int) ->
         assert close(beep_times(read_sound(target)), [0, 0.5, 1, 1.5])
 
 
+def test_sound_that_changes_its_rate_half_way_keeps_time(tmp_path: Path, frames: Any) -> None:
+    first = write_video(tmp_path / "a.ts", frames[:12], fps=12, sound=Sound(beeps(1)))
+    other = write_video(
+        tmp_path / "b.ts",
+        frames[:12],
+        fps=12,
+        times=[1000 * t for t in range(14, 26)],  # the other begins 2 frames late: B-frames
+        sound=Sound(beeps(1, rate=44100), rate=44100, start=14 / 12),
+    )
+    source = tmp_path / "c.ts"  # broadcasts change channels and rates between programmes
+    source.write_bytes(first.read_bytes() + other.read_bytes())
+    through(source, tmp_path / "d.mp4", 12)
+    assert close(beep_times(read_sound(tmp_path / "d.mp4")), [0, 0.5, 1, 1.5])
+
+
 def test_a_pause_in_the_sound_stays_a_pause(tmp_path: Path, frames: Any) -> None:
     source = write_video(tmp_path / "a.mkv", frames, fps=12, sound=Sound(beeps(2)))
     with VideoReader(source) as reader, AudioTrack(reader.source, reader.start) as track:

@@ -297,7 +297,7 @@ def _timed_samples(
     channels: int,
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """Decoded sound as (start, float32 [samples, channels]) at 48 kHz."""
-    resampler = av.AudioResampler("flt", "mono" if channels == 1 else "stereo", _OPUS_RATE)
+    resampler, before = None, None
     for packet in container.demux(stream):
         try:
             decoded = packet.decode()
@@ -308,6 +308,10 @@ def _timed_samples(
                 continue
             at = sample_at(frame.pts * (frame.time_base or 0) - video_start, _OPUS_RATE)
             frame.pts = None  # the resampler counts by itself; its small delay is compensated
+            kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if resampler is None or kind != before:  # broadcasts change in the middle
+                layout = "mono" if channels == 1 else "stereo"
+                resampler, before = av.AudioResampler("flt", layout, _OPUS_RATE), kind
             for out in resampler.resample(frame):
                 yield at, out.to_ndarray().astype(np.float32, copy=False).reshape(-1, channels)
 
