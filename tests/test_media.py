@@ -208,6 +208,32 @@ def test_pixels_that_are_not_square_are_made_square(tmp_path: Path, frames: Any)
     assert "square" in info.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("aspect", "shape"),
+    [
+        (Fraction(32, 27), (64, 114)),  # 113.8: an odd side would cost players that are common
+        (Fraction(40, 33), (64, 116)),
+        (Fraction(8, 9), (64, 86)),
+        (Fraction(1, 4), (64, 24)),
+        (Fraction(8), (64, 768)),
+    ],
+)
+def test_square_pixels_keep_sides_even(
+    tmp_path: Path, frames: Any, aspect: Fraction, shape: tuple[int, int]
+) -> None:
+    path = write_video(tmp_path / "a.mkv", frames[:1], tags={"sample_aspect_ratio": aspect})
+    assert read(path)[1].shape[1:3] == shape
+
+
+def test_a_shape_of_pixels_that_nobody_means_is_said_to_be_ignored(
+    tmp_path: Path, frames: Any
+) -> None:
+    path = write_video(tmp_path / "a.mkv", frames[:1], tags={"sample_aspect_ratio": Fraction(20)})
+    info, got, _ = read(path)
+    assert got.shape == (1, 64, 96, 3)
+    assert info.notes == ("the file says that pixels have shape 20, which is not believed",)
+
+
 @pytest.mark.parametrize("size", [(17, 16), (33, 35), (64, 65), (16, 16)])
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_output_codec_keeps_size_and_colour(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from semvc.media.color import UInt8
 
 MIN_SIDE = 16
+_MOST_ASPECT = Fraction(8)  # of a pixel: what is beyond is a mistake of the file's
 _ATTACHED = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art
 
 
@@ -126,9 +127,15 @@ class _Converter:
         self._turn, (self._flip_rows, self._flip_columns) = _orientation(first)
         columns, rows = first.width, first.height
         notes = []
-        if aspect and aspect != 1 and Fraction(1, 8) < aspect < 8:
-            columns = max(1, round(columns * aspect))
-            notes.append(f"pixels of shape {aspect} were made square")
+        if aspect and aspect != 1:
+            if 1 / _MOST_ASPECT <= aspect <= _MOST_ASPECT:
+                unit = 1 if columns % 2 else 2  # an even side stays even: players want it
+                columns = max(unit, unit * round(columns * aspect / unit))
+                notes.append(f"pixels of shape {aspect} were made square")
+            else:
+                notes.append(
+                    f"the file says that pixels have shape {aspect}, which is not believed"
+                )
         if self._turn or self._flip_rows or self._flip_columns:
             notes.append("the rotation stored in the file was applied")
         if first.interlaced_frame:
