@@ -16,8 +16,10 @@ import pytest
 from scene import Scene, Sound, beeps, write_video
 
 from semvc.errors import LimitError, MediaError, ResourceError, SemvcError, UsageError
+from semvc.media import timeline
 from semvc.media.reader import VideoReader
 from semvc.media.writer import CODECS, NOTE, OutputOptions, VideoWriter
+from semvc.signals import timing
 from semvc.types import ColorInfo, Limits, VideoInfo
 
 CONTAINERS = {
@@ -126,6 +128,43 @@ def test_variable_frame_times_are_exact_through_both_directions(
         assert reader.info.time_base == Fraction(1, 24000)
         assert [p for _, p in reader] == times
         assert reader.end_pts == 9333
+
+
+def lasting(source: Path, target: Path, seconds: int) -> Path:
+    """Copy a video without B-frames whose last picture stays for some seconds."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        packets = [p for p in given.demux(video=0) if p.size]
+        packets[-1].duration = int(seconds / packets[-1].time_base)
+        for packet in packets:
+            packet.stream = stream
+            output.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_last_picture_stays_as_long_as_its_file_says(
+    tmp_path: Path, frames: Any, count: int
+) -> None:
+    short = write_video(tmp_path / "a.mp4", frames[:count], options={"bf": "0"})
+    with VideoReader(lasting(short, tmp_path / "b.mp4", 180)) as reader:
+        assert reader.info.frame_rate is None and reader.info.frame_count == count
+        times = [pts * reader.info.time_base for _, pts in reader]
+        assert times == [Fraction(t, 24) for t in range(count)]
+        assert reader.end_pts * reader.info.time_base == times[-1] + 180
+
+
+def test_time_bases_too_fine_for_a_stream_are_made_coarser(tmp_path: Path, frames: Any) -> None:
+    times = [0, 10_000_000, 25_000_000, 6_000_000_000]  # nanoseconds
+    path = write_video(tmp_path / "a.mkv", frames[:4], fps=1, times=times)
+    data = path.read_bytes()
+    scale = bytes.fromhex("2ad7b183")  # TimestampScale, three bytes
+    assert data.count(scale + (10**6).to_bytes(3, "big")) == 1
+    path.write_bytes(data.replace(scale + (10**6).to_bytes(3, "big"), scale + bytes([0, 0, 1])))
+    with VideoReader(path) as reader:
+        assert reader.info.time_base == Fraction(1, 10**8)
+        assert [pts for _, pts in reader] == [time // 10 for time in times]
+    assert (timeline.MAX_STEP, timeline.MAX_TIME) == (timing.MAX_STEP, timing.MAX_TIME)
 
 
 def test_rounded_times_of_matroska_are_still_a_constant_rate(tmp_path: Path, frames: Any) -> None:
@@ -493,6 +532,7 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
+from semvc.media import timeline
 from semvc.media.reader import VideoReader
 with VideoReader(Path(sys.argv[1])) as reader:
     for frame, _ in reader:

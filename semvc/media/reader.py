@@ -104,7 +104,7 @@ class VideoReader:
         self._frames = self._convert(itertools.chain((first,), pictures))
 
     def _convert(self, pictures: Iterator[av.VideoFrame]) -> Iterator[tuple[UInt8, int]]:
-        first, last = None, -1
+        first, last, unit = None, -1, self._timeline.time_base
         for index, picture in enumerate(_progressive(pictures)):
             pts = index
             if self._timeline.rate is None:
@@ -112,7 +112,7 @@ class VideoReader:
                 if picture.pts is None or first is None:
                     pts = int(self._timeline.pts[min(index, self._timeline.count - 1)])
                 else:
-                    pts = picture.pts - first
+                    pts = round((picture.pts - first) * (picture.time_base or unit) / unit)
                 pts = max(pts, last + 1)
             last = pts
             yield self._converter.rgb(picture), pts

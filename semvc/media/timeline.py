@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
+from semvc.bitstream.wire import UV_MAX
 from semvc.errors import LimitError, MediaError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     Int64 = npt.NDArray[np.int64]
 
 _MIN_RATE, _MAX_RATE = Fraction(1, 60), Fraction(240)  # frames per second that a stream can state
+MAX_STEP, MAX_TIME = (1 << 32) - 1, 1 << 47  # ticks: what a stream can state of varying times
+_COARSER = (Fraction(1, 10**8), Fraction(1, 10**6), Fraction(1, 1000))  # instead of too fine ones
 _COMMON_RATES = tuple(
     Fraction(n, d)
     for n, d in (
@@ -139,10 +142,22 @@ def _from_times(stream: av.VideoStream, base: Fraction, pts: Int64, last: int) -
     for rate in rates:
         if not _MIN_RATE <= rate <= _MAX_RATE:
             continue
-        ideal = np.arange(count) * float(1 / (rate * base))
-        if np.abs(pts - ideal).max() <= 1.01:  # ticks: containers round
+        length = float(1 / (rate * base))
+        rounded = np.abs(pts - np.arange(count) * length).max() <= 1.01  # ticks: containers round
+        if rounded and last <= 2 * length + 1.01:  # else the last picture stays
             return Timeline(rate, 1 / rate, count, np.empty(0, np.int64), count, start)
-    steps = np.maximum(np.diff(pts), 1)  # two pictures never share a time
-    pts = np.concatenate(([0], np.cumsum(steps)))
-    end = int(pts[-1]) + (last or int(steps[-1]))
-    return Timeline(None, base, count, pts, end, start)
+    stop = pts[-1] + (last or max(1, int(pts[-1] - pts[-2])))
+    for unit in (base, *_COARSER):
+        ticks = _in_units(np.append(pts, stop), base, unit)
+        if unit.denominator <= UV_MAX and np.diff(ticks).max() <= MAX_STEP and ticks[-1] < MAX_TIME:
+            return Timeline(None, unit, count, ticks[:-1], int(ticks[-1]), start)
+    raise MediaError("its pictures are years apart: give it other times, by remuxing it")
+
+
+def _in_units(times: Int64, base: Fraction, unit: Fraction) -> Int64:
+    """Rising times from 0 in units of `unit` instead of `base`; no two pictures share one."""
+    if unit != base:
+        times = np.array([round(int(time) * base / unit) for time in times], np.int64)
+    steps = np.maximum(np.diff(times), 1)
+    ticks: Int64 = np.concatenate(([0], np.cumsum(steps)))
+    return ticks
