@@ -25,6 +25,7 @@ from semvc.bitstream.container import PartFile, Segment, StreamWriter, part_head
 from semvc.bitstream.headers import AUDIO_SECTIONS, SectionType, StreamHeader
 from semvc.entropy import entropy_id
 from semvc.errors import UsageError
+from semvc.media import audio
 from semvc.media.audio import AudioTrack
 from semvc.media.reader import VideoReader
 from semvc.media.scenes import SegmentPlanner
@@ -159,7 +160,12 @@ class _Encoder:
         self.report.bytes = writer.bytes_written
         for kind, size in writer.section_bytes.items():
             self.report.sections[kind.name.lower()] = size
-        self.report.video_seconds = float(self.report.frames / self._rate)
+        self.report.video_seconds = float(self._seconds(self.report.frames))
+        if self._track is not None and self._track.has_more:
+            self.report.notes.append(
+                f"sound more than {audio.MAX_LAST_SECONDS} seconds after the video, or more than a"
+                " mebibyte of it, is left out"
+            )
         self.report.notes += getattr(self._profile, "notes", ())
         self._judge_target()
 
@@ -248,7 +254,9 @@ class _Encoder:
             return b""
         base = self._info.time_base
         offset, packets = track.take(
-            int(clip.pts[0]) * base, None if after is None else after * base
+            int(clip.pts[0]) * base,
+            None if after is None else after * base,
+            video_end=self._reader.end_pts * base,
         )
         return encode_audio(Audio(offset, tuple(packets)))[0]
 
@@ -390,7 +398,7 @@ class _Encoder:
         if self._shares is not None:
             left = self._left(target, self._shares, written)
             return self._shares.budget(piece.index, left)
-        allowed = target.bytes_for(self._info, piece.stop, Fraction(piece.stop) / self._rate)
+        allowed = target.bytes_for(self._info, piece.stop, self._seconds(piece.stop))
         spent = written or _HEADER_BYTES
         if target.counts_audio:
             spent += len(piece.sound)
@@ -400,19 +408,24 @@ class _Encoder:
 
     def _left(self, target: Target, shares: Shares, written: int) -> float:
         """Bytes that all pictures may take that are still to be written."""
-        seconds = Fraction(shares.frames) / self._rate
-        allowed = target.total(self._info, shares.frames, seconds)
+        allowed = target.total(self._info, shares.frames, self._seconds(shares.frames))
         if target.counts_audio:
             allowed -= sum(shares.sounds)
         spent = (written or _HEADER_BYTES) - self._audio_bytes
         return allowed - spent - _END_BYTES
 
+    def _seconds(self, frames: int) -> Fraction:
+        """How long the first `frames` are shown, all of them if their times vary."""
+        if self._info.frame_rate is None:
+            return self._reader.end_pts * self._info.time_base
+        return frames / self._info.frame_rate
+
     def _judge_target(self) -> None:
         target = self._job.target
         if target is None:
             return
-        seconds = Fraction(self.report.frames) / self._rate
-        allowed = target.total(self._info, self.report.frames, seconds)
+        frames = self.report.frames
+        allowed = target.total(self._info, frames, self._seconds(frames))
         found = self.report.bytes - (0 if target.counts_audio else self._audio_bytes)
         if abs(found / allowed - 1) > TOLERANCE:
             why = "no quality needs more" if found < allowed else "its content needs more"

@@ -121,6 +121,30 @@ def test_varying_times_come_back_exactly(tmp_path: Path) -> None:
     assert SectionType.TIMING in segments(stream)[0].sections
 
 
+def test_a_rate_counts_the_seconds_that_frames_are_shown(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", Scene(64, 48, 40).render()[0], fps=1000)
+    report = encode(source, tmp_path / "a.svc", OPTIONS)
+    assert (
+        report.video_seconds == 0.04 == play(tmp_path / "a.svc", tmp_path / "b.mp4").video_seconds
+    )
+    aimed = EncodeJob(target=Target("kbps", report.to_json()["kbps"]), force=True)
+    again = encode(source, tmp_path / "a.svc", OPTIONS, job=aimed)
+    assert abs(again.bytes / report.bytes - 1) < 0.05
+
+
+def test_sound_left_out_at_the_end_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semvc.media.audio.MAX_LAST_SECONDS", 1)
+    source = write_video(tmp_path / "a.mp4", Scene(64, 48, 42).render()[0], sound=Sound(beeps(4)))
+    one_segment = EncodeOptions(preset=12, segment_seconds=10)
+    report = encode(source, tmp_path / "a.svc", one_segment)
+    (note,) = report.notes
+    assert note.startswith("sound more than 1 seconds after the video") and "left out" in note
+    play(tmp_path / "a.svc", tmp_path / "b.mp4")
+    assert np.allclose(beep_times(read_sound(tmp_path / "b.mp4")), np.arange(6) / 2, atol=0.04)
+
+
 def test_segments_begin_where_scenes_do(long_stream: Path) -> None:
     assert [segment.start for segment in segments(long_stream)] == [0, 24, 48, 72, 96]
 

@@ -114,15 +114,22 @@ class AudioTrack:
         """Close the input."""
         self._container.close()
 
-    def take(self, start: Fraction, end: Fraction | None) -> tuple[int, Packets]:
+    @property
+    def has_more(self) -> bool:
+        """Whether there are packets that nobody has taken."""
+        return self._peek() is not None
+
+    def take(
+        self, start: Fraction, end: Fraction | None, *, video_end: Fraction = Fraction(0)
+    ) -> tuple[int, Packets]:
         """Return (samples from `start` to the first packet, the packets) up to `end`.
 
-        Both are in seconds after the first video frame; calls must follow each other in time. The
-        last call passes None and gets what is left, at most `MAX_LAST_SECONDS` and a mebibyte.
-        No packets: the offset is 0.
+        All are in seconds after the first video frame; calls must follow each other in time. The
+        last call passes None and gets what is left, at most a mebibyte, and at most up to
+        `MAX_LAST_SECONDS` after `video_end`, which is 0 if not known. No packets: the offset is 0.
         """
         rate = self.config.rate
-        last = sample_at(start + MAX_LAST_SECONDS if end is None else end, rate)
+        last = sample_at(max(start, video_end) + MAX_LAST_SECONDS if end is None else end, rate)
         zero, first = sample_at(start, rate), 0
         found: list[bytes] = []
         size = 0
