@@ -196,6 +196,13 @@ def test_time_begins_with_the_first_picture_that_can_be_decoded(
         assert reader.end_pts == len(shown)
 
 
+def test_recordings_joined_without_new_times_are_refused(tmp_path: Path, frames: Any) -> None:
+    data = write_video(tmp_path / "a.ts", frames, fps=12).read_bytes()
+    (tmp_path / "a.ts").write_bytes(data + data)
+    with pytest.raises(MediaError, match=r"jump back after 2\d frames.*ffmpeg -i"):
+        VideoReader(tmp_path / "a.ts")
+
+
 @pytest.mark.parametrize("angle", [90, 180, 270])
 def test_rotation_is_applied_once(tmp_path: Path, frames: Any, angle: int) -> None:
     path = write_video(tmp_path / "a.mp4", frames[:2], rotation=angle)

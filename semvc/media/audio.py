@@ -270,7 +270,7 @@ def _run(
             continue
         gap = (at - expected + length // 2) // length
         if gap > _MAX_GAP_PACKETS:
-            raise MediaError(f"a gap of {gap * length // config.rate} seconds in the sound")
+            raise _too_wide(gap * length // config.rate)
         for _ in range(gap):
             yield expected, b""
             expected += length
@@ -355,9 +355,16 @@ def _blocks(
         yield begin, np.pad(rest, ((0, _OPUS_PACKET - len(rest)), (0, 0)))
 
 
+def _too_wide(seconds: int) -> MediaError:
+    return MediaError(
+        f"a gap of {seconds} seconds in the sound, as where recordings were joined; 'ffmpeg -i IN"
+        " -c copy OUT.mkv' gives them new times, --audio none leaves the sound out"
+    )
+
+
 def _silence(samples: int, channels: int) -> list[npt.NDArray[np.float32]]:
     if samples > _MAX_GAP_PACKETS * _OPUS_PACKET:
-        raise MediaError(f"a gap of {samples // _OPUS_RATE} seconds in the sound")
+        raise _too_wide(samples // _OPUS_RATE)
     return [np.zeros((samples, channels), np.float32)]
 
 

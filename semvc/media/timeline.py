@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Int64 = npt.NDArray[np.int64]
 
 _MIN_RATE, _MAX_RATE = Fraction(1, 60), Fraction(240)  # frames per second that a stream can state
+_BACK = 1  # second that times of decoding may go back: muxers err
 MAX_STEP, MAX_TIME = (1 << 32) - 1, 1 << 47  # ticks: what a stream can state of varying times
 _COARSER = (Fraction(1, 10**8), Fraction(1, 10**6), Fraction(1, 1000))  # instead of too fine ones
 _COMMON_RATES = tuple(
@@ -75,10 +76,19 @@ def scan(
     """
     times: list[int | None] = []
     last = (-(1 << 63), 0)  # pts and duration
+    base = stream.time_base or Fraction(1, 90000)
+    before: int | None = None
     try:
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
                 continue
+            now = packet.dts
+            if before is not None and now is not None and (before - now) * base > _BACK:
+                raise MediaError(
+                    f"{name}: its times jump back after {len(times)} frames, as where recordings"
+                    " were joined; 'ffmpeg -i IN -c copy OUT.mkv' gives it new ones"
+                )
+            before = now
             times.append(packet.pts)
             if packet.pts is not None:
                 last = max(last, (packet.pts, packet.duration or 0))
@@ -92,7 +102,6 @@ def scan(
         raise MediaError(f"{name} has a video stream without frames")
     if "mov" in container.format.name and len(times) < stream.frames and not _edited(stream, times):
         raise MediaError(f"{name} is cut off: {len(times)} of {stream.frames} frames are there")
-    base = stream.time_base or Fraction(1, 90000)
     if None in times:
         return _without_times(stream, base, len(times))
     pts = np.array(sorted(t for t in times if t is not None), np.int64)
