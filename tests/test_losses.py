@@ -447,3 +447,47 @@ def test_a_critic_separates_and_a_generator_learns_to_please_it(
         maker_loss().backward()
         maker.step()
     assert float(maker_loss().detach()) < before  # against the critic as it stands
+
+
+def test_a_critic_on_features_learns_to_tell_frames_apart(perceptual: losses.Perceptual) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        critic = losses.FeatureCritic(perceptual.channels, width=8)
+    optimiser = torch.optim.Adam(critic.parameters(), 1e-2)
+    real, made = (perceptual.features(x) for x in (F.avg_pool2d(frames(1), 5, 1, 2), frames(2)))
+    assert [tuple(s.shape) for s in critic(real)] == [(2, 1, 16, 16), (2, 1, 8, 8), (2, 1, 4, 4)]
+    values = []
+    for _ in range(30):
+        loss = losses.hinge_critic(critic(real), critic(made))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        values.append(float(loss.detach()))
+    assert values[-1] < 0.5 * values[0]
+
+
+# Weaves and views
+
+
+def test_a_weave_is_found_and_other_changes_are_not() -> None:
+    weave = torch.zeros(2, 3, 64, 64)
+    weave[..., ::4, ::4] = 1
+    wave = torch.sin(torch.arange(128) * 0.9).expand(2, 3, 128, 128)
+    assert float(losses.lattice(weave)) == pytest.approx(2 * 15 / 256)
+    assert float(losses.lattice(torch.ones(2, 3, 64, 64))) == 0
+    assert float(losses.lattice(wave)) < 0.2 * float(wave.abs().mean())
+
+
+def test_a_view_shifts_turns_and_mirrors_what_it_keeps() -> None:
+    x = frames(4, side=64)
+    kept = x[..., 3 : 3 + 48, 5 : 5 + 48]
+    assert torch.equal(losses.View(3, 5, 0, False).of(x), kept)
+    assert torch.equal(losses.View(3, 5, 0, True).of(x), kept.flip(-1))
+    assert torch.equal(losses.View(3, 5, 1, False).of(x), kept.transpose(-1, -2).flip(-2))
+
+
+def test_views_of_small_frames_keep_three_quarters() -> None:
+    draw = torch.Generator().manual_seed(1)
+    views = [losses.View.drawn(draw) for _ in range(40)]
+    assert {tuple(v.of(frames(1, side=32)).shape) for v in views} == {(2, 3, 24, 24)}
+    assert len(set(views)) > 30

@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from semvc import weights
 from semvc.errors import UsageError
 from semvc.nets import load
-from semvc.train import loop
+from semvc.train import loop, losses
 from semvc.train.commands import main
+from semvc.train.data import expand
 from semvc.train.disco import Options
 from semvc.train.loop import Run, Trainer
 from semvc.train.parallel import Team
@@ -112,7 +113,7 @@ def test_grain_is_judged_with_the_frames_and_not_remembered(shared: Path, tmp_pa
     given.network.register_forward_hook(lambda *call: remembered.append(call[2][1].frame.detach()))
     stages = [changed(SEQUENCES, grain=grain) for grain in (False, True)]
     batch = given.task.batch(SEQUENCES, (3, 1))
-    plain, grainy = (given.task.forward(stage, batch).frames for stage in stages)
+    plain, grainy = (given.task.forward(stage, batch).shown for stage in stages)
     for without, added in zip(plain, grainy, strict=True):
         difference = (added - without).detach() * 127.5
         assert 0 < difference.abs().mean() < 4
@@ -201,6 +202,44 @@ def test_the_critic_learns_nothing_from_the_losses_of_the_network(
     given.update(SEQUENCES, 50)
     assert all(p.grad is None for p in given.task.critic.parameters())
     assert all(p.requires_grad for p in given.task.critic.parameters())
+
+
+def test_a_critic_on_features_is_trained_and_leaves_the_network_alone(
+    shared: Path, tmp_path: Path
+) -> None:
+    stage = changed(SEQUENCES, adversarial=0.5)
+    recipe = replace(RECIPE, stages=(stage,), critic={"features": True, "width": 4})
+    given = trainer(shared, tmp_path, recipe)
+    assert given.critic is not None
+    before = {n: p.clone() for n, p in given.critic.state_dict().items()}
+    batch = given.batch(0, stage)
+    made = given.task.forward(stage, batch)
+    loss = given.task.critic_loss(stage, batch, made, 0)
+    loss.backward()
+    assert all(p.grad is None for p in given.network.parameters())
+    assert given.update(stage, 100, batch).keys() >= {"critic", "adversarial"}
+    after = given.critic.state_dict()
+    assert any(not torch.equal(before[n], after[n]) for n in before)
+
+
+def test_a_critic_on_features_reaches_the_network(shared: Path, tmp_path: Path) -> None:
+    stage = changed(SEQUENCES, adversarial=0.5)
+    recipe = replace(RECIPE, stages=(stage,), critic={"features": True, "width": 4})
+    given = trainer(shared, tmp_path, recipe)
+    batch = given.batch(0, stage)
+    found = given.task.losses(stage, batch, given.task.forward(stage, batch))
+    head = given.network.head.weight
+    (slope,) = torch.autograd.grad(found.values["adversarial"], [head])
+    assert float(slope.abs().sum()) > 0
+
+
+def test_losses_see_frames_and_source_from_the_same_side(shared: Path, tmp_path: Path) -> None:
+    given = trainer(shared, tmp_path)
+    batch = given.task.batch(FRAMES, (3, 1))
+    made = given.task.forward(FRAMES, batch)
+    true = torch.cat(made.batch.true)
+    assert made.seen.shape == made.wanted.shape != true.shape
+    assert torch.equal(made.wanted, batch.view.of(true))
 
 
 def test_a_critic_of_more_frames_than_are_unrolled_is_refused(shared: Path, tmp_path: Path) -> None:
@@ -302,7 +341,9 @@ def test_sample_pictures_show_source_base_and_what_the_average_makes(
     picture = given.picture(FRAMES)
     assert picture.shape == (2 * 32, 3 * 32, 3)
     batch = given.task.batch(FRAMES, (RECIPE.seed, loop._SAMPLES_STEP))
-    assert torch.equal(picture[:32, :32], batch.raw.source[0, 0])
+    source = losses.displayed(expand(batch.raw).true[0])[0].permute(1, 2, 0)
+    codes = ((source + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    assert torch.equal(picture[:32, :32], codes)
     assert torch.equal(picture, given.picture(FRAMES))
     assert all(torch.equal(a, b) for a, b in zip(before, given.network.parameters(), strict=True))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semvc.errors import UsageError
 from semvc.nets import schedule
@@ -41,6 +42,7 @@ class Options:
     weights of the losses are zero when absent. Where `adversarial` has a weight, a critic is
     trained by `objective`, with `penalty` as the weight of its gradient penalty, which is computed
     in every `penalty_every`-th step; `matching` is the weight of feature matching in the critic.
+    A recipe's critic with `features = true` is `losses.FeatureCritic`, which has neither.
     With `grain` frames are judged with the grain that a decoder would add to them.
     """
 
@@ -53,12 +55,18 @@ class Options:
     lpips: float = 0.0
     dists: float = 0.0
     temporal: float = 0.0
+    lattice: float = 0.0
     adversarial: float = 0.0
     matching: float = 0.0
     grain: bool = False
     objective: str = "hinge"
     penalty: float = 0.0
     penalty_every: int = 8
+
+    @property
+    def perceptual(self) -> bool:
+        """Whether LPIPS or DISTS has a weight."""
+        return bool(self.lpips or self.dists)
 
     def __post_init__(self) -> None:
         if self.unroll < 1 or self.crop < _STRIDE or self.crop % _STRIDE:
@@ -76,6 +84,7 @@ class _Given:
     raw: RawBatch
     noise: Tensor
     level: Tensor
+    view: losses.View
     keep_sketch: bool
     keep_skeleton: bool
     seed: int  # of the grain
@@ -83,10 +92,19 @@ class _Given:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """The unrolled frames as they are shown, beside what they were made from."""
+    """The unrolled frames, `shown` with grain, and what they were made from.
+
+    `seen` and `wanted` are views of all shown and all true frames, `found` and `goal` their
+    features in VGG16, empty where no loss needs them.
+    """
 
     frames: list[Tensor]
+    shown: list[Tensor]
     batch: Batch
+    seen: Tensor
+    wanted: Tensor
+    found: list[Tensor]
+    goal: list[Tensor]
 
 
 class _Texture:
@@ -125,6 +143,15 @@ def build(recipe: Recipe, inputs: Inputs) -> Disco:
     return Disco(recipe, inputs)
 
 
+def _critic(arguments: dict[str, Any], judge: losses.Perceptual) -> tuple[nn.Module, int]:
+    """Return a recipe's critic and how many frames it sees at once."""
+    given = {"width": 48, "features": False} | arguments
+    if given.pop("features"):
+        return losses.FeatureCritic(judge.channels, **given), 1
+    found = losses.Discriminator(**given)
+    return found, found.frames
+
+
 def config(recipe: Recipe) -> str:
     """Return the constructor arguments of `Generator` as TOML."""
     lines = [f"{name} = {json.dumps(value)}" for name, value in recipe.network.items()]
@@ -136,13 +163,17 @@ class Disco:
 
     def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
         self._device, self._dtype = inputs.device, inputs.dtype
+        if inputs.metric_weights is None:
+            raise UsageError("the losses need VGG16: give its folder with --metric-weights")
+        self._perceptual = losses.Perceptual(inputs.metric_weights).to(inputs.device)
+        place(self._perceptual.convolutions, dtype=inputs.dtype)
+        self._on_features = bool(recipe.critic.get("features", False))
         try:
             self.network = place(Generator(**recipe.network), inputs.device)
-            critic = losses.Discriminator(**{"width": 48} | recipe.critic)
+            critic, self._frames = _critic(recipe.critic, self._perceptual)
         except TypeError as error:
             raise UsageError(f"recipe of {recipe.model}: {error}") from error
         self.critic = place(critic, inputs.device)
-        self._frames = critic.frames
         for stage in recipe.stages:
             if self.adversarial(stage) and stage.options.unroll < self._frames:
                 raise UsageError(
@@ -150,10 +181,6 @@ class Disco:
                     " unroll cannot be less"
                 )
         self._run = torch.compile(self.network) if recipe.compile else self.network
-        if inputs.metric_weights is None:
-            raise UsageError("the losses need VGG16: give its folder with --metric-weights")
-        self._perceptual = losses.Perceptual(inputs.metric_weights).to(inputs.device)
-        place(self._perceptual.convolutions, dtype=inputs.dtype)
         self._alphas = schedule.alphas_cumprod().to(inputs.device)
         self._cache = Cache(inputs.caches)
 
@@ -170,6 +197,7 @@ class Disco:
             ),
             noise=noise,
             level=torch.where(pure, schedule.TRAIN_STEPS - 1, level),
+            view=losses.View.drawn(draw),
             keep_sketch=float(torch.rand((), generator=draw)) >= o.drop_sketch,
             keep_skeleton=float(torch.rand((), generator=draw)) >= o.drop_skeleton,
             seed=key[1],
@@ -179,7 +207,7 @@ class Disco:
         """Unroll the generator over the frames of a batch."""
         full = expand(batch.raw)
         memory: Memory | None = None
-        frames = []
+        frames, shown = [], []
         texture = _Texture(batch) if stage.options.grain else None
         for t, (true, c) in enumerate(zip(full.true, full.conditioning, strict=True)):
             given = replace(
@@ -188,11 +216,17 @@ class Disco:
                 skeleton=c.skeleton if batch.keep_skeleton else None,
             )
             frame, memory = self._frame(batch, true, given, memory)
-            shown = frame.float()
-            if texture is not None:
-                shown = shown + texture.frame(t).to(self._device)
-            frames.append(losses.displayed(shown))
-        return _Made(frames, full)
+            frames.append(frame.float())
+            grain = 0 if texture is None else texture.frame(t).to(self._device)
+            shown.append(losses.displayed(frames[-1] + grain))
+        full = replace(full, true=[losses.displayed(frame) for frame in full.true])
+        seen, wanted = (batch.view.of(torch.cat(images)) for images in (shown, full.true))
+        found, goal = [], []
+        if stage.options.perceptual or (self._on_features and self.adversarial(stage)):
+            with torch.no_grad():
+                goal = self._perceptual.features(wanted)
+            found = self._perceptual.features(seen)
+        return _Made(frames, shown, full, seen, wanted, found, goal)
 
     def _frame(
         self, batch: _Given, true: Tensor, given: Conditioning, memory: Memory | None
@@ -208,12 +242,16 @@ class Disco:
     def critic_loss(self, stage: Stage, batch: _Given, made: _Made, step: int) -> Tensor:
         """Return the critic's loss on real and made frames, now and then with its penalty."""
         o: Options = stage.options
-        fake, base = self._windows(made, made.frames)
-        real, _ = self._windows(made, [losses.displayed(t) for t in made.batch.true])
+        compare = losses.hinge_critic if o.objective == "hinge" else losses.relativistic_critic
+        if self._on_features:
+            with self._mixed():
+                scores = self.critic([f.detach() for f in made.found])
+                return compare(self.critic(made.goal), scores)
+        fake, base = self._windows(made, made.shown)
+        real, _ = self._windows(made, made.batch.true)
         with self._mixed():
             scores = self.critic(fake.detach(), base)
             found = self.critic(real, base)
-            compare = losses.hinge_critic if o.objective == "hinge" else losses.relativistic_critic
             loss = compare(found, scores)
         if o.penalty and step % o.penalty_every == 0:
             real = real.detach().requires_grad_()
@@ -224,12 +262,17 @@ class Disco:
     def losses(self, stage: Stage, batch: _Given, made: _Made) -> Losses:
         """Return all losses that have a weight in this stage."""
         o: Options = stage.options
-        true, x = torch.cat(made.batch.true), torch.cat(made.frames)
+        true, x = torch.cat(made.batch.true), torch.cat(made.shown)
         values = {"charbonnier": losses.charbonnier(x, true)}
-        if o.lpips or o.dists:
-            values["lpips"], values["dists"] = self._perceptual(x, true)
+        if o.perceptual:
+            values["lpips"], values["dists"] = self._perceptual.compare(
+                made.seen, made.wanted, made.found, made.goal
+            )
+        if o.lattice:
+            held = torch.cat([c.base[:, 3:6] for c in made.batch.conditioning])
+            values["lattice"] = losses.lattice(torch.cat(made.frames) - held)
         if o.temporal and o.unroll > 1:
-            now, wanted = itertools.pairwise(made.frames), itertools.pairwise(made.batch.true)
+            now, wanted = itertools.pairwise(made.shown), itertools.pairwise(made.batch.true)
             changes = [
                 losses.temporal(b, a, d, c, moved)
                 for (a, b), (c, d), moved in zip(now, wanted, made.batch.motion, strict=True)
@@ -241,8 +284,15 @@ class Disco:
         return Losses(total, values)
 
     def _judged(self, o: Options, made: _Made) -> dict[str, Tensor]:
-        fake, base = self._windows(made, made.frames)
-        real, _ = self._windows(made, [losses.displayed(t) for t in made.batch.true])
+        if self._on_features:
+            with self._mixed():
+                scores = self.critic(made.found)
+                if o.objective == "hinge":
+                    return {"adversarial": losses.hinge_generator(scores)}
+                real = self.critic(made.goal)
+                return {"adversarial": losses.relativistic_generator(real, scores)}
+        fake, base = self._windows(made, made.shown)
+        real, _ = self._windows(made, made.batch.true)
         with self._mixed():
             found = self.critic.judge(fake, base)
             scores = [levels[-1] for levels in found]
@@ -271,7 +321,7 @@ class Disco:
 
     def picture(self, stage: Stage, batch: _Given, made: _Made) -> Tensor:
         """Return rows of the source's, the base layer's and the made last frame."""
-        columns = [made.batch.true[-1], made.batch.conditioning[-1].base[:, 3:6], made.frames[-1]]
+        columns = [made.batch.true[-1], made.batch.conditioning[-1].base[:, 3:6], made.shown[-1]]
         rows = torch.cat([c.detach().float() for c in columns], 3)  # [B, 3, H, 3W]
         grid = rows.permute(0, 2, 3, 1).flatten(0, 1)
         return ((grid + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +122,11 @@ class Perceptual(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self.requires_grad_(False)
 
+    @property
+    def channels(self) -> list[int]:
+        """Number of features of each block."""
+        return [len(head) for head in self.heads]
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Return VGG16's relu1_2 to relu5_3 of `x` [B, 3, H, W] in [-1, 1]."""
         x = ((x - self.shift) / self.scale).to(
@@ -139,7 +145,12 @@ class Perceptual(nn.Module):
         """Return the LPIPS-VGG and the DISTS distance of [B, 3, H, W] frames in [-1, 1]."""
         with torch.no_grad():
             goal = self.features(true)
-        found = self.features(made)
+        return self.compare(made, true, self.features(made), goal)
+
+    def compare(
+        self, made: Tensor, true: Tensor, found: list[Tensor], goal: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, given what `features` makes of both."""
         ones = [torch.ones_like(self.alpha[:3]), *self.heads]
         lpips, total, at = made.new_zeros(()), made.new_zeros(()), 0
         for level, (a, b, head) in enumerate(zip([made, *found], [true, *goal], ones, strict=True)):
@@ -244,6 +255,82 @@ class _Critic(nn.Module):
             x = layer(F.leaky_relu(x, 0.2) if found else x)
             found.append(x)
         return found
+
+
+class FeatureCritic(nn.Module):
+    """Critic on what a fixed network sees (Sauer et al., Projected GANs, 2021): VGG16's features.
+
+    It judges frames alone, at three scales; only its small heads are trained, so that it finds what
+    a picture lacks within a few hundred steps. The network's features are scaled to unit length
+    over channels, as LPIPS does, so that no contrast counts more than another. `channels` are those
+    of all five blocks.
+    """
+
+    TAPS = (1, 2, 3)  # of `Perceptual.features`: relu2_2, relu3_3, relu4_3
+
+    def __init__(self, channels: list[int], width: int) -> None:
+        super().__init__()
+        self._channels = [channels[tap] for tap in self.TAPS]
+        bound = nn.utils.parametrizations.spectral_norm
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                bound(nn.Conv2d(count, width, 1)),
+                nn.LeakyReLU(0.2),
+                bound(nn.Conv2d(width, width, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                bound(nn.Conv2d(width, 1, 3, padding=1)),
+            )
+            for count in self._channels
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Return scores [B, 1, h, w] at 1/2, 1/4 and 1/8 of the size of the frames."""
+        return [
+            head(F.normalize(features[tap].float(), dim=1) * count**0.5)
+            for head, tap, count in zip(self.heads, self.TAPS, self._channels, strict=True)
+        ]
+
+
+def lattice(change: Tensor) -> Tensor:
+    """Size of the pattern with a period of 16 samples in a change of frames [B, 3, H, W].
+
+    A network whose coarsest level has that stride can weave such a pattern into smooth places. Each
+    of the 256 phases is averaged over all periods and frames; what differs from their mean is the
+    pattern. H and W are multiples of 16.
+    """
+    phases = F.pixel_unshuffle(change, 16).unflatten(1, (3, 256)).mean((0, 3, 4))
+    return (phases - phases.mean(1, keepdim=True)).abs().mean()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How frames are shown to a loss: shifted by (`y`, `x`), turned by `turns` times 90 degrees.
+
+    A perceptual loss that always sees the same grid of poolings teaches patterns that please that
+    grid alone; another view in each step takes that away (E-LPIPS, Kettunen et al. 2019, part 3).
+    """
+
+    y: int
+    x: int
+    turns: int
+    mirrored: bool
+
+    MARGIN: ClassVar[int] = 16  # samples, or a quarter of the frame if that is less
+
+    @classmethod
+    def drawn(cls, draw: torch.Generator) -> View:
+        """Return a random view."""
+        y, x = torch.randint(0, cls.MARGIN, (2,), generator=draw).tolist()
+        turns, mirrored = torch.randint(0, 4, (2,), generator=draw).tolist()
+        return cls(y, x, turns, mirrored >= 2)
+
+    def of(self, frames: Tensor) -> Tensor:
+        """Return [B, C, H - margin, W - margin] of frames [B, C, H, W], H and W equal."""
+        side = frames.shape[-1]
+        margin = min(self.MARGIN, side // 4)
+        y, x = self.y % margin, self.x % margin
+        seen = frames[..., y : y + side - margin, x : x + side - margin]
+        return torch.rot90(seen.flip(-1) if self.mirrored else seen, self.turns, (-2, -1))
 
 
 def hinge_critic(real: list[Tensor], made: list[Tensor]) -> Tensor:
