@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,18 @@ import pytest
 import torch
 from networks import filled, fresh
 
+from semvc.bitstream.container import Segment
+from semvc.bitstream.headers import ProfileId, StreamHeader
 from semvc.errors import ResourceError
 from semvc.media import color
 from semvc.nets import conditioning, noise, schedule
 from semvc.nets.conditioning import SegmentConditions
 from semvc.nets.generator import Conditioning, Generator
+from semvc.nets.grain import GrainSynthesizer
 from semvc.nets.restore import Restorer
+from semvc.profiles import disco
+from semvc.signals.baselayer import BaseLayer
+from semvc.signals.grain import Grain
 
 
 def picture(
@@ -181,3 +188,45 @@ def test_running_out_of_memory_is_a_resource_error() -> None:
     network.down_middle.register_forward_pre_hook(fail)
     with pytest.raises(ResourceError, match=r"48x32.*--tier preview"):
         restored(network, picture())
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("model", [False, True])
+def test_every_received_frame_is_enlarged_once_for_model_and_grain(
+    step: int, model: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = picture(45, 35, 7, factor=2, step=step)
+    planes = color.rgb_to_yuv420(given.base)
+    levels = (12, 9, 8, 7, 6, 5, 4)
+    signals = disco.Signals(BaseLayer(step, 50, b"", b""), planes, None, None, None, Grain(levels))
+    header = StreamHeader(
+        salt=0,
+        entropy_id=bytes(8),
+        decoder_id=bytes(4),
+        width=45,
+        height=35,
+        frame_rate=Fraction(24),
+        segment_frames=7,
+        profile=ProfileId.DISCO,
+        sections=disco.SECTIONS,
+        base_size=given.base.shape[2:0:-1],
+    )
+    segment = Segment(0, 0, 7, {}, 0, 0, 0)
+    given = disco.conditions(signals, segment, header)
+    big = [conditioning.upsampled(given, k) for k in range(len(given.base))]
+    held = [big[k] for k in conditioning.forward_fill(7, step)[:, 1]]
+    made = restored(filled(), given, seed=0) if model else np.stack(held)
+    texture = GrainSynthesizer(levels, (45, 35), seed=0)
+    wanted = [texture.apply(frame, base) for frame, base in zip(made, held, strict=True)]
+    profile = disco.Disco()
+    if model:
+        profile._restorer = Restorer(
+            filled(), device=torch.device("cpu"), dtype=torch.float32, steps=1, seed=0
+        )
+    enlarged = []
+    real = conditioning.upsampled
+    monkeypatch.setattr(
+        conditioning, "upsampled", lambda given, k: enlarged.append(k) or real(given, k)
+    )
+    assert np.array_equal(list(profile.synthesize(signals, segment, header)), wanted)
+    assert enlarged == list(range(len(given.base)))

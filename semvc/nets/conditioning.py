@@ -72,6 +72,23 @@ def upsampled(given: SegmentConditions, index: int) -> UInt8:
     return big[0, : given.height, : given.width]
 
 
+class Upsampler:
+    """`upsampled` for one segment; the last three frames are kept, for all who ask for them."""
+
+    def __init__(self, given: SegmentConditions) -> None:
+        self._given = given
+        self._kept: dict[int, UInt8] = {}
+
+    def __call__(self, index: int) -> UInt8:
+        """Return received frame `index`, uint8 [height, width, 3], not to be written to."""
+        frame = self._kept.pop(index, None)
+        frame = upsampled(self._given, index) if frame is None else frame
+        self._kept[index] = frame
+        for old in list(self._kept)[:-3]:
+            del self._kept[old]
+        return frame
+
+
 def arrivals(frames: int, step: int) -> int:
     """Return how many base-layer frames a segment of `frames` has when every `step`-th is sent."""
     return -(-frames // step)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semvc.errors import ResourceError
 from semvc.nets import conditioning, noise, schedule
-from semvc.nets.conditioning import SegmentConditions
+from semvc.nets.conditioning import SegmentConditions, Upsampler
 from semvc.nets.folded import (
     FoldedGenerator,
     FrameInputs,
@@ -48,19 +48,25 @@ class Restorer:
         self._alphas = schedule.alphas_cumprod()
 
     @torch.inference_mode()
-    def frames(self, given: SegmentConditions, segment: int) -> Iterator[UInt8]:
-        """Yield the segment's frames, uint8 [H, W, 3] RGB; ResourceError if memory runs out."""
+    def frames(
+        self, given: SegmentConditions, segment: int, received: Upsampler | None = None
+    ) -> Iterator[UInt8]:
+        """Yield the segment's frames, uint8 [H, W, 3] RGB; ResourceError if memory runs out.
+
+        `received` gives the frames of the base layer, to those who ask for them beside this.
+        """
+        enlarged = received or Upsampler(given)
         start = self._noise(given, segment)
         filled = conditioning.forward_fill(given.frames, given.step)
-        received: dict[int, _Received] = {}
+        loaded: dict[int, _Received] = {}
         memory: PatchMemory | None = None
         sketch: Tensor | None = None
         try:
             for t in range(given.frames):
                 needed = [int(k) for k in filled[t]]
-                kept = {k: received[k] for k in needed if k in received}
-                received = {k: kept[k] if k in kept else self._received(given, k) for k in needed}
-                before, held, after = (received[k] for k in needed)
+                kept = {k: loaded[k] for k in needed if k in loaded}
+                loaded = {k: kept[k] if k in kept else self._loaded(enlarged(k)) for k in needed}
+                before, held, after = (loaded[k] for k in needed)
                 if given.sketch is not None and t % given.sketch_step == 0:
                     sketch = self._sketch(given, t)
                 inputs = FrameInputs(
@@ -105,9 +111,9 @@ class Restorer:
         planes = torch.from_numpy(values.reshape(3, height, width))
         return to_patches(planes.permute(1, 2, 0)).to(self._device, self._dtype)
 
-    def _received(self, given: SegmentConditions, k: int) -> _Received:
-        rows, columns = -given.height % STRIDE, -given.width % STRIDE
-        big = np.pad(conditioning.upsampled(given, k), ((0, rows), (0, columns), (0, 0)), "edge")
+    def _loaded(self, frame: UInt8) -> _Received:
+        rows, columns = (-side % STRIDE for side in frame.shape[:2])
+        big = np.pad(frame, ((0, rows), (0, columns), (0, 0)), "edge")
         codes = to_patches(torch.from_numpy(big).to(self._device))
         return _Received(codes, (codes.float() / 127.5 - 1).to(self._dtype))
 

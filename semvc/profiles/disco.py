@@ -23,7 +23,7 @@ from semvc.media import av1, color
 from semvc.media.files import write_png
 from semvc.media.writer import OutputOptions, VideoWriter
 from semvc.nets import conditioning
-from semvc.nets.conditioning import FACTORS, SegmentConditions
+from semvc.nets.conditioning import FACTORS, SegmentConditions, Upsampler
 from semvc.nets.grain import GrainSynthesizer, measure_grain
 from semvc.profiles import Coded
 from semvc.profiles.extracting import Extractors
@@ -292,15 +292,17 @@ class Disco:
                 given, caption=caption, frame_rate=rate, segment=segment.index
             )
             return
-        pairs: Iterator[tuple[UInt8, UInt8]] = ((base, base) for base in _held(given))
+        received = Upsampler(given)
+        held = conditioning.forward_fill(given.frames, given.step)[:, 1].tolist()
+        frames: Iterator[UInt8] = (received(k) for k in held)
         if self._restorer is not None:
-            pairs = zip(self._restorer.frames(given, segment.index), _held(given), strict=True)
+            frames = self._restorer.frames(given, segment.index, received)
         if signals.grain is None:
-            yield from (frame for frame, _ in pairs)
+            yield from frames
             return
         size = (given.width, given.height)
         texture = GrainSynthesizer(signals.grain.levels, size, seed=header.seed)
-        yield from (texture.apply(frame, base) for frame, base in pairs)
+        yield from (texture.apply(f, received(k)) for f, k in zip(frames, held, strict=True))
 
     def dump(self, signals: Signals, segment: Segment, header: StreamHeader, folder: Path) -> None:
         """Write the caption as text, the base layer as a video, each sketch map as a PNG."""
@@ -352,16 +354,6 @@ def conditions(signals: Signals, segment: Segment, header: StreamHeader) -> Segm
         points=points,
         visible=visible,
     )
-
-
-def _held(given: SegmentConditions) -> Iterator[UInt8]:
-    """The base layer's frames at the picture's size, each held until the next arrives."""
-    held, picture = -1, np.zeros(0, np.uint8)
-    for index in conditioning.forward_fill(given.frames, given.step)[:, 1]:
-        if index != held:
-            held = int(index)
-            picture = conditioning.upsampled(given, held)
-        yield picture
 
 
 def _held_skeleton(
