@@ -26,6 +26,7 @@ from semvc import __version__, arguments
 from semvc.arguments import EXIT_CODES
 from semvc.errors import (
     BitstreamError,
+    GapsError,
     LimitError,
     ResourceError,
     SemvcError,
@@ -224,7 +225,7 @@ def encode(source: Path, target: Path, **given: Any) -> None:
 @click.argument("target", type=click.Path(path_type=Path, allow_dash=True))
 @arguments.decode_options
 @arguments.debug_option
-def decode(source: Path, target: Path, **given: Any) -> int:
+def decode(source: Path, target: Path, **given: Any) -> None:
     """Rebuild the video of the stream SOURCE as TARGET ('-' for stdin and stdout)."""
     from semvc import decoder
     from semvc.types import Runtime
@@ -266,9 +267,7 @@ def decode(source: Path, target: Path, **given: Any) -> int:
     _finish(report, given, target)
     if report.gaps:
         what = "1 gap was" if report.gaps == 1 else f"{report.gaps} gaps were"
-        _say(f"{target}: {what} filled with held frames")
-        return 9
-    return 0
+        raise GapsError(f"{target}: {what} filled with held frames")
 
 
 @main.command(epilog=EXIT_CODES)

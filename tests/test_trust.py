@@ -27,6 +27,7 @@ from strategies import chunks_of, sealed_header
 from semvc.bitstream.container import Segment, StreamReader, StreamWriter
 from semvc.bitstream.framing import Framing
 from semvc.bitstream.headers import SectionType, StreamHeader
+from semvc.bitstream.wire import uv_bytes
 from semvc.media import av1
 
 
@@ -59,11 +60,11 @@ def test_sizes_beyond_the_limits_are_refused_at_once(
     plain = dataclasses.replace(header, width=64, height=48, total_frames=0)
     body, old = plain.to_bytes()[6:-4], bytes((64, 48))
     at = body.index(old, 22)
-    sizes = b"".join(varint(value) for value in (width, height))
+    sizes = b"".join(uv_bytes(value) for value in (width, height))
     body = body[:at] + sizes + body[at + 2 :]
     rate_color_segment = body[at + len(sizes) :]
     zero = rate_color_segment.index(b"\0", 2)
-    counted = rate_color_segment[:zero] + varint(count) + rate_color_segment[zero + 1 :]
+    counted = rate_color_segment[:zero] + uv_bytes(count) + rate_color_segment[zero + 1 :]
     path = tmp_path / "huge.svc"
     path.write_bytes(sealed_header(body[: at + len(sizes)] + counted, version=plain.version))
     for words in (("info", path), ("decode", path, tmp_path / "a.mp4", *PREVIEW)):
@@ -72,14 +73,6 @@ def test_sizes_beyond_the_limits_are_refused_at_once(
         found = run(*words)
         assert found.code == code and found.out == "" and (code == 4 or "limit" in found.err)
     assert names(tmp_path) == ["huge.svc"]
-
-
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*out, value))
 
 
 def test_a_video_beyond_the_limits_is_refused(run: Call, tmp_path: Path) -> None:
@@ -141,7 +134,7 @@ def test_bombs_in_the_base_layer_are_refused(
 
 def test_a_flood_of_empty_sound_is_refused(run: Call, stream: Path, tmp_path: Path) -> None:
     header, segments = read(stream)
-    flood = varint(0) + varint((1 << 28) - 1) + bytes(100)
+    flood = uv_bytes(0) + uv_bytes((1 << 28) - 1) + bytes(100)
     sections = {**segments[0].sections, SectionType.AUDIO_OPUS: flood}
     path = tmp_path / "flood.svc"
     path.write_bytes(written(header, [dataclasses.replace(segments[0], sections=sections)]))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from semvc.analysis.types import Bool, Float64, UInt8
 
@@ -31,10 +30,6 @@ class Tracks:
     def seen(self) -> Bool:
         """Which track was seen in which frame, bool [N, T]."""
         return np.isfinite(self.points[..., 0])
-
-    def pick(self, tracks: npt.NDArray[np.generic]) -> Tracks:
-        """Return only some tracks, by index or by a bool array."""
-        return Tracks(self.points[tracks], self.size)
 
 
 def work_size(width: int, height: int, side: int = WORK_SIDE) -> tuple[int, int]:

@@ -22,7 +22,6 @@ from semvc.errors import ModelError
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 
-KEYPOINTS = 17
 _FOUND = 0.5  # score from which a detection is a person
 _SEEN = 0.3  # score from which a keypoint is seen
 _MOST = 8  # people of a frame, the surest

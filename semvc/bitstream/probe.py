@@ -145,7 +145,7 @@ class StreamInfo:
 class VerifyReport:
     """Result of `verify`: `damage` is empty if and only if the stream is intact.
 
-    `warnings` name what is odd but harmless. `exit_code` is 0 or 4.
+    `warnings` name what is odd but harmless.
     """
 
     bytes: int
@@ -158,22 +158,6 @@ class VerifyReport:
     def ok(self) -> bool:
         """True if every checksum and every rule holds and END is there."""
         return not self.damage
-
-    @property
-    def exit_code(self) -> int:
-        """Return the process exit code for this result."""
-        return 0 if self.ok else 4
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report as JSON-ready values."""
-        return {
-            "ok": self.ok,
-            "bytes": self.bytes,
-            "segments": self.segments,
-            "frames": self.frames,
-            "damage": list(self.damage),
-            "warnings": list(self.warnings),
-        }
 
 
 def probe(source: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> StreamInfo:

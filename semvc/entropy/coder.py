@@ -12,7 +12,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from semvc.entropy.reference import MAX_SYMBOLS, CallChecker, verify
+from semvc.entropy.reference import MAX_SYMBOLS, Checked, verify
 from semvc.entropy.tables import TOTAL, Int32, Int64, Ints, TableSet
 from semvc.errors import BitstreamError
 
@@ -40,19 +40,14 @@ class SymbolCoder(Protocol):
         """
 
 
-class Encoder:
+class Encoder(Checked):
     """Writes symbols; `finish` gives the payload."""
 
     def __init__(self, check: int = 0) -> None:
-        self._checker = CallChecker(MAX_SYMBOLS, check)
+        super().__init__(MAX_SYMBOLS, check)
         self._writer = _Writer()
         self._starts: list[Int64] = []
         self._sizes: list[Int64] = []
-
-    @property
-    def check(self) -> int:
-        """CRC-32 of all symbols so far; see `SymbolCoder.check`."""
-        return self._checker.check
 
     def code(
         self, values: Ints | None, count: int, tables: TableSet, index: Ints | None = None
@@ -81,11 +76,11 @@ class Encoder:
         return payload
 
 
-class Decoder:
+class Decoder(Checked):
     """Reads at most `max_symbols` symbols from `data`."""
 
     def __init__(self, data: bytes, max_symbols: int, check: int = 0) -> None:
-        self._checker = CallChecker(max_symbols, check)
+        super().__init__(max_symbols, check)
         self._data = bytes(data)
         if not data or (data[-1] == 0 and len(data) > 1):
             raise BitstreamError("an entropy-coded payload is empty or ends in a zero byte")
@@ -94,11 +89,6 @@ class Decoder:
             np.frombuffer(padded, ">u4").astype(np.uint32)
         )
         self._again = _Writer()
-
-    @property
-    def check(self) -> int:
-        """CRC-32 of all symbols so far; see `SymbolCoder.check`."""
-        return self._checker.check
 
     def code(
         self, values: Ints | None, count: int, tables: TableSet, index: Ints | None = None
@@ -128,17 +118,12 @@ class Decoder:
         return result
 
 
-class Counter:
+class Counter(Checked):
     """Adds up the ideal length of the symbols in `bits`; writes nothing."""
 
     def __init__(self, check: int = 0) -> None:
-        self._checker = CallChecker(MAX_SYMBOLS, check)
+        super().__init__(MAX_SYMBOLS, check)
         self.bits = 0.0
-
-    @property
-    def check(self) -> int:
-        """CRC-32 of all symbols so far; see `SymbolCoder.check`."""
-        return self._checker.check
 
     def code(
         self, values: Ints | None, count: int, tables: TableSet, index: Ints | None = None

@@ -69,6 +69,18 @@ class CallChecker:
         return symbols
 
 
+class Checked:
+    """What all coders share: every call is checked, and all symbols are summed up."""
+
+    def __init__(self, max_symbols: int, check: int) -> None:
+        self._checker = CallChecker(max_symbols, check)
+
+    @property
+    def check(self) -> int:
+        """CRC-32 of all symbols so far; see `SymbolCoder.check`."""
+        return self._checker.check
+
+
 class RangeReader:
     """State of the decoder: 64-bit interval, 32-bit big-endian words, zeros after the end.
 
@@ -119,17 +131,12 @@ def verify(data: bytes, starts: Int64, sizes: Int64) -> bool:
     return True
 
 
-class ReferenceDecoder:
+class ReferenceDecoder(Checked):
     """A `SymbolCoder` that reads; about a microsecond a symbol, integers only."""
 
     def __init__(self, data: bytes, max_symbols: int, check: int = 0) -> None:
-        self._checker = CallChecker(max_symbols, check)
+        super().__init__(max_symbols, check)
         self._reader = RangeReader(data)
-
-    @property
-    def check(self) -> int:
-        """CRC-32 of all symbols so far, as little-endian int16."""
-        return self._checker.check
 
     def code(
         self, values: Ints | None, count: int, tables: TableSet, index: Ints | None = None

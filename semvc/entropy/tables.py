@@ -158,12 +158,6 @@ def store_counts(counts: Ints) -> bytes:
 
 
 @functools.cache
-def load_tables(name: str) -> TableSet:
-    """Frequency tables of asset `name`, normalised from its counts."""
-    return normalize(load_counts(name))
-
-
-@functools.cache
 def logistic_tables() -> TableSet:
     """Binary tables int32 [6144, 2]: row r gives symbol 1 the probability 1 / (1 + exp(-x)).
 

@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PATCH = 8  # luma samples of a feature's side
-LATENT_STRIDE = 16
 STRIDE = 64  # frames are padded to a multiple of this; also the hyper-latent's
 HYPER_RANGE = 7  # rounded hyper-latents lie in -7..7
 LATENT_RANGE = 127

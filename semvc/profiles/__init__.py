@@ -26,7 +26,6 @@ _CLASSES = {
     ProfileId.CPSGD: "semvc.profiles.cpsgd:Cpsgd",
     ProfileId.S2VC: "semvc.profiles.s2vc:S2vc",
 }
-TIERS = ("preview", "small", "full")
 
 
 @dataclass(frozen=True, slots=True)
