@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from semvc.errors import UsageError
 from semvc.nets import schedule
@@ -143,13 +143,14 @@ def build(recipe: Recipe, inputs: Inputs) -> Disco:
     return Disco(recipe, inputs)
 
 
-def _critic(arguments: dict[str, Any], judge: losses.Perceptual) -> tuple[nn.Module, int]:
-    """Return a recipe's critic and how many frames it sees at once."""
+def _critic(
+    arguments: dict[str, Any], judge: losses.Perceptual
+) -> losses.Discriminator | losses.FeatureCritic:
+    """Return the critic that a recipe's arguments describe."""
     given = {"width": 48, "features": False} | arguments
     if given.pop("features"):
-        return losses.FeatureCritic(judge.channels, **given), 1
-    found = losses.Discriminator(**given)
-    return found, found.frames
+        return losses.FeatureCritic(judge.channels, **given)
+    return losses.Discriminator(**given)
 
 
 def config(recipe: Recipe) -> str:
@@ -167,13 +168,13 @@ class Disco:
             raise UsageError("the losses need VGG16: give its folder with --metric-weights")
         self._perceptual = losses.Perceptual(inputs.metric_weights).to(inputs.device)
         place(self._perceptual.convolutions, dtype=inputs.dtype)
-        self._on_features = bool(recipe.critic.get("features", False))
         try:
             self.network = place(Generator(**recipe.network), inputs.device)
-            critic, self._frames = _critic(recipe.critic, self._perceptual)
+            critic = _critic(recipe.critic, self._perceptual)
         except TypeError as error:
             raise UsageError(f"recipe of {recipe.model}: {error}") from error
         self.critic = place(critic, inputs.device)
+        self._frames = critic.frames
         for stage in recipe.stages:
             if self.adversarial(stage) and stage.options.unroll < self._frames:
                 raise UsageError(
@@ -222,7 +223,8 @@ class Disco:
         full = replace(full, true=[losses.displayed(frame) for frame in full.true])
         seen, wanted = (batch.view.of(torch.cat(images)) for images in (shown, full.true))
         found, goal = [], []
-        if stage.options.perceptual or (self._on_features and self.adversarial(stage)):
+        on_features = isinstance(self.critic, losses.FeatureCritic)
+        if stage.options.perceptual or (on_features and self.adversarial(stage)):
             with torch.no_grad():
                 goal = self._perceptual.features(wanted)
             found = self._perceptual.features(seen)
@@ -243,7 +245,7 @@ class Disco:
         """Return the critic's loss on real and made frames, now and then with its penalty."""
         o: Options = stage.options
         compare = losses.hinge_critic if o.objective == "hinge" else losses.relativistic_critic
-        if self._on_features:
+        if isinstance(self.critic, losses.FeatureCritic):
             with self._mixed():
                 scores = self.critic([f.detach() for f in made.found])
                 return compare(self.critic(made.goal), scores)
@@ -284,7 +286,7 @@ class Disco:
         return Losses(total, values)
 
     def _judged(self, o: Options, made: _Made) -> dict[str, Tensor]:
-        if self._on_features:
+        if isinstance(self.critic, losses.FeatureCritic):
             with self._mixed():
                 scores = self.critic(made.found)
                 if o.objective == "hinge":

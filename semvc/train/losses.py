@@ -267,6 +267,7 @@ class FeatureCritic(nn.Module):
     """
 
     TAPS = (1, 2, 3)  # of `Perceptual.features`: relu2_2, relu3_3, relu4_3
+    frames = 1  # it sees at once
 
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
