@@ -47,7 +47,7 @@ class Options:
     `unroll` frames are made in a row, gradients flowing through the recurrence; `crop` is in luma
     samples. `one_step` is the share of samples trained at pure noise, the rest draw their noise
     level uniformly. `drop_control` is the share of batches trained without masks. The weights of
-    the losses are zero when absent; `adversarial` trains a critic.
+    the losses are zero when absent; `adversarial` trains a critic on VGG16's features.
     """
 
     unroll: int
@@ -58,6 +58,7 @@ class Options:
     lpips: float = 0.0
     dists: float = 0.0
     temporal: float = 0.0
+    lattice: float = 0.0
     adversarial: float = 0.0
 
     def __post_init__(self) -> None:
@@ -72,16 +73,25 @@ class _Given:
     raw: SceneBatch
     noise: Tensor
     level: Tensor
+    view: losses.View
     keep_control: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Frames as they are shown, as they were, and as they are without a model."""
+    """Frames as they are shown, as they were, and as they are without a model.
+
+    `seen` and `wanted` are views of all shown and all true frames, `found` and `goal` their
+    features in VGG16.
+    """
 
     frames: list[Tensor]
     true: list[Tensor]
     base: list[Tensor]
+    seen: Tensor
+    wanted: Tensor
+    found: list[Tensor]
+    goal: list[Tensor]
 
 
 def build(recipe: Recipe, inputs: Inputs) -> Cpsgd:
@@ -116,21 +126,21 @@ class Cpsgd:
 
     def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
         self._device, self._dtype = inputs.device, inputs.dtype
+        if inputs.metric_weights is None:
+            raise UsageError("the losses need VGG16: give its folder with --metric-weights")
+        self._perceptual = losses.Perceptual(inputs.metric_weights).to(inputs.device)
+        place(self._perceptual.convolutions, dtype=inputs.dtype)
         try:
             network = CpsgdGenerator(**recipe.network)
             network.register_load_state_dict_pre_hook(_accept_disco)
             self.network = place(network, inputs.device)
-            critic = losses.Discriminator(**{"width": 48} | recipe.critic)
+            critic = losses.FeatureCritic(
+                self._perceptual.channels, **{"width": 48} | recipe.critic
+            )
         except TypeError as error:
             raise UsageError(f"recipe of {recipe.model}: {error}") from error
         self.critic = place(critic, inputs.device)
-        if critic.frames != 1:
-            raise UsageError("the critic of scenes sees single frames: leave out its frames")
-        if inputs.metric_weights is None:
-            raise UsageError("the losses need VGG16: give its folder with --metric-weights")
         self._run = torch.compile(self.network) if recipe.compile else self.network
-        self._perceptual = losses.Perceptual(inputs.metric_weights).to(inputs.device)
-        place(self._perceptual.convolutions, dtype=inputs.dtype)
         self._alphas = schedule.alphas_cumprod().to(inputs.device)
         self._cache = SceneCache(inputs.caches)
 
@@ -145,23 +155,28 @@ class Cpsgd:
             raw=self._cache.batch(stage.batch, unroll=o.unroll, crop=o.crop, key=key),
             noise=noise,
             level=torch.where(pure, schedule.TRAIN_STEPS - 1, level),
+            view=losses.View.drawn(draw),
             keep_control=float(torch.rand((), generator=draw)) >= o.drop_control,
         )
 
     def forward(self, stage: Stage, batch: _Given) -> _Made:
         """Unroll the generator over the frames of a batch."""
         memory: Memory | None = None
-        made = _Made([], [], [])
+        frames, trues, bases = [], [], []
         for t in range(stage.options.unroll):
             true = batch.raw.true(t)
             given = batch.raw.inputs(t, control=batch.keep_control)
             sample = schedule.add_noise(true, batch.noise, batch.level, self._alphas)
             with self._mixed():
                 frame, memory = self._run(sample, batch.level, given, memory)
-            made.frames.append(losses.displayed(frame.float()))
-            made.true.append(true)
-            made.base.append(given.base)
-        return made
+            frames.append(losses.displayed(frame.float()))
+            trues.append(losses.displayed(true))
+            bases.append(given.base)
+        seen, wanted = (batch.view.of(torch.cat(images)) for images in (frames, trues))
+        with torch.no_grad():
+            goal = self._perceptual.features(wanted)
+        found = self._perceptual.features(seen)
+        return _Made(frames, trues, bases, seen, wanted, found, goal)
 
     def adversarial(self, stage: Stage) -> bool:
         """Whether the critic has a say in this stage."""
@@ -169,11 +184,9 @@ class Cpsgd:
 
     def critic_loss(self, stage: Stage, batch: _Given, made: _Made, step: int) -> Tensor:
         """Return the critic's hinge loss on real and made frames."""
-        base = torch.cat(made.base)
-        real = torch.cat([losses.displayed(frame) for frame in made.true])
         with self._mixed():
-            scores = self.critic(torch.cat(made.frames).detach(), base)
-            return losses.hinge_critic(self.critic(real, base), scores)
+            scores = self.critic([features.detach() for features in made.found])
+            return losses.hinge_critic(self.critic(made.goal), scores)
 
     def losses(self, stage: Stage, batch: _Given, made: _Made) -> Losses:
         """Return all losses that have a weight in this stage."""
@@ -181,7 +194,11 @@ class Cpsgd:
         true, x = torch.cat(made.true), torch.cat(made.frames)
         values = {"charbonnier": losses.charbonnier(x, true)}
         if o.lpips or o.dists:
-            values["lpips"], values["dists"] = self._perceptual(x, true)
+            values["lpips"], values["dists"] = self._perceptual.compare(
+                made.seen, made.wanted, made.found, made.goal
+            )
+        if o.lattice:
+            values["lattice"] = losses.lattice(x - torch.cat(made.base))
         if o.temporal and o.unroll > 1:
             now, wanted = itertools.pairwise(made.frames), itertools.pairwise(made.true)
             changes = [
@@ -190,8 +207,7 @@ class Cpsgd:
             values["temporal"] = torch.stack(changes).mean()
         if o.adversarial:
             with self._mixed():
-                scores = self.critic(x, torch.cat(made.base))
-                values["adversarial"] = losses.hinge_generator(scores)
+                values["adversarial"] = losses.hinge_generator(self.critic(made.found))
         total = torch.stack([getattr(o, n) * v.float() for n, v in values.items()]).sum()
         return Losses(total, values)
 
