@@ -16,10 +16,8 @@ import pytest
 from scene import Scene, Sound, beeps, write_video
 
 from semvc.errors import LimitError, MediaError, ResourceError, SemvcError, UsageError
-from semvc.media import timeline
 from semvc.media.reader import VideoReader
 from semvc.media.writer import CODECS, NOTE, OutputOptions, VideoWriter
-from semvc.signals import timing
 from semvc.types import ColorInfo, Limits, VideoInfo
 
 CONTAINERS = {
@@ -108,99 +106,6 @@ def test_tagged_colours_survive_a_lossless_file(tmp_path: Path, matrix: int, ful
     middle = got[0, :, 4::8]
     assert np.abs(middle.astype(int) - colours).max() <= 2
     assert (np.ptp(middle[:, 3:].astype(int), axis=2) == 0).all()
-
-
-def test_variable_frame_times_are_exact_through_both_directions(
-    tmp_path: Path, frames: Any
-) -> None:
-    times = [0, 1000, 1400, 4000, 4001, 9000]
-    path = write_video(tmp_path / "a.mp4", frames[:6], times=times)
-    with VideoReader(path) as reader:
-        assert reader.info.frame_rate is None
-        assert reader.info.time_base == Fraction(1, 24000)
-        pairs = list(reader)
-        assert [p for _, p in pairs] == times
-        copy = tmp_path / "b.mp4"
-        with VideoWriter(copy, reader.info) as writer:
-            for frame, pts in pairs:
-                writer.write(frame, pts, 333)
-    with VideoReader(copy) as reader:
-        assert reader.info.time_base == Fraction(1, 24000)
-        assert [p for _, p in reader] == times
-        assert reader.end_pts == 9333
-
-
-def lasting(source: Path, target: Path, seconds: int) -> Path:
-    """Copy a video without B-frames whose last picture stays for some seconds."""
-    with av.open(str(source)) as given, av.open(str(target), "w") as output:
-        stream = output.add_stream_from_template(given.streams.video[0])
-        packets = [p for p in given.demux(video=0) if p.size]
-        packets[-1].duration = int(seconds / packets[-1].time_base)
-        for packet in packets:
-            packet.stream = stream
-            output.mux(packet)
-    return target
-
-
-@pytest.mark.parametrize("count", [1, 6])
-def test_a_last_picture_stays_as_long_as_its_file_says(
-    tmp_path: Path, frames: Any, count: int
-) -> None:
-    short = write_video(tmp_path / "a.mp4", frames[:count], options={"bf": "0"})
-    with VideoReader(lasting(short, tmp_path / "b.mp4", 180)) as reader:
-        assert reader.info.frame_rate is None and reader.info.frame_count == count
-        times = [pts * reader.info.time_base for _, pts in reader]
-        assert times == [Fraction(t, 24) for t in range(count)]
-        assert reader.end_pts * reader.info.time_base == times[-1] + 180
-
-
-def test_time_bases_too_fine_for_a_stream_are_made_coarser(tmp_path: Path, frames: Any) -> None:
-    times = [0, 10_000_000, 25_000_000, 6_000_000_000]  # nanoseconds
-    path = write_video(tmp_path / "a.mkv", frames[:4], fps=1, times=times)
-    data = path.read_bytes()
-    scale = bytes.fromhex("2ad7b183")  # TimestampScale, three bytes
-    assert data.count(scale + (10**6).to_bytes(3, "big")) == 1
-    path.write_bytes(data.replace(scale + (10**6).to_bytes(3, "big"), scale + bytes([0, 0, 1])))
-    with VideoReader(path) as reader:
-        assert reader.info.time_base == Fraction(1, 10**8)
-        assert [pts for _, pts in reader] == [time // 10 for time in times]
-    assert (timeline.MAX_STEP, timeline.MAX_TIME) == (timing.MAX_STEP, timing.MAX_TIME)
-
-
-def test_rounded_times_of_matroska_are_still_a_constant_rate(tmp_path: Path, frames: Any) -> None:
-    path = write_video(tmp_path / "a.mkv", frames, fps=Fraction(30000, 1001))
-    info, _, pts = read(path)
-    assert info.frame_rate == Fraction(30000, 1001)
-    assert pts == list(range(24))
-
-
-def test_time_begins_with_the_first_picture_that_can_be_decoded(
-    tmp_path: Path, frames: Any
-) -> None:
-    options = {"g": "12", "bf": "2"}
-    path = write_video(
-        tmp_path / "a.ts", frames, codec="mpeg2video", options=options, sound=Sound(beeps(1))
-    )
-    packets = path.read_bytes()
-    path.write_bytes(packets[len(packets) // 188 // 4 * 188 :])  # a recording begins anywhere
-    with av.open(str(path)) as container:
-        base = container.streams.video[0].time_base
-        shown = [f.pts for f in container.decode(video=0)]
-        container.seek(0)
-        assert min(p.pts for p in container.demux(video=0) if p.size) < shown[0]
-    with VideoReader(path) as reader:
-        assert reader.start == shown[0] * base
-        assert reader.audio is not None and -Fraction(1, 2) < reader.audio.start < 0
-        assert reader.info.frame_rate == 24
-        assert [p for _, p in reader] == list(range(len(shown)))
-        assert reader.end_pts == len(shown)
-
-
-def test_recordings_joined_without_new_times_are_refused(tmp_path: Path, frames: Any) -> None:
-    data = write_video(tmp_path / "a.ts", frames, fps=12).read_bytes()
-    (tmp_path / "a.ts").write_bytes(data + data)
-    with pytest.raises(MediaError, match=r"jump back after 2\d frames.*ffmpeg -i"):
-        VideoReader(tmp_path / "a.ts")
 
 
 @pytest.mark.parametrize("angle", [90, 180, 270])
@@ -539,7 +444,6 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
-from semvc.media import timeline
 from semvc.media.reader import VideoReader
 with VideoReader(Path(sys.argv[1])) as reader:
     for frame, _ in reader:
