@@ -112,8 +112,9 @@ def test_grain_is_judged_with_the_frames_and_not_remembered(shared: Path, tmp_pa
     remembered: list[torch.Tensor] = []
     given.network.register_forward_hook(lambda *call: remembered.append(call[2][1].frame.detach()))
     stages = [changed(SEQUENCES, grain=grain) for grain in (False, True)]
-    batch = given.task.batch(SEQUENCES, (3, 1))
-    plain, grainy = (given.task.forward(stage, batch).shown for stage in stages)
+    plain, grainy = (
+        given.task.forward(stage, given.task.batch(stage, (3, 1))).shown for stage in stages
+    )
     for without, added in zip(plain, grainy, strict=True):
         difference = (added - without).detach() * 127.5
         assert 0 < difference.abs().mean() < 4

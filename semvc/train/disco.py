@@ -79,15 +79,18 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A batch with its random numbers: noise [B, 3, H, W], noise levels int64 [B]."""
+    """A batch with its random numbers: noise [B, 3, H, W], noise levels int64 [B].
+
+    `grain` is that of `_grain`, or None in stages without.
+    """
 
     raw: RawBatch
+    grain: Tensor | None
     noise: Tensor
     level: Tensor
     view: losses.View
     keep_sketch: bool
     keep_skeleton: bool
-    seed: int  # of the grain
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,35 +110,29 @@ class _Made:
     goal: list[Tensor]
 
 
-class _Texture:
-    """The grain of a batch: measured in each of its samples as an encoder measures a segment."""
+def _grain(raw: RawBatch, seed: int) -> Tensor:
+    """Return the grain of a batch, int8 [B, L, 3, H, W] in code values, to be added to frames.
 
-    def __init__(self, batch: _Given) -> None:
-        try:
-            from semvc.nets.grain import GrainSynthesizer, measure_grain
-        except ImportError as error:
-            raise UsageError("grain needs OpenCV: pip install opencv-python-headless") from error
-        raw = batch.raw
-        places = raw.held[:, :, 1].cpu().numpy()
-        arrivals = raw.arrivals.cpu().numpy()
-        self._base = [a[p] for a, p in zip(arrivals, places, strict=True)]  # [L, H, W, 3] each
-        sources = raw.source.cpu().numpy()
-        height, width = sources.shape[2:4]
-        self._grey = np.full((height, width, 3), 128, np.uint8)
-        self._grain = [
-            GrainSynthesizer(
-                measure_grain(list(s), list(b)), (width, height), seed=batch.seed * len(sources) + k
-            )
-            for k, (s, b) in enumerate(zip(sources, self._base, strict=True))
-        ]
-
-    def frame(self, t: int) -> Tensor:
-        """Return what is added to frame `t`, float32 [B, 3, H, W]; call it in order."""
-        added = [
-            grain.apply(self._grey, base[t]).astype(np.float32)
-            for grain, base in zip(self._grain, self._base, strict=True)
-        ]
-        return torch.from_numpy((np.stack(added) - 128) / 127.5).permute(0, 3, 1, 2)
+    It is measured in each sample as an encoder measures a segment.
+    """
+    try:
+        from semvc.nets.grain import GrainSynthesizer, measure_grain
+    except ImportError as error:
+        raise UsageError("grain needs OpenCV: pip install opencv-python-headless") from error
+    places = raw.held[:, :, 1].numpy()
+    sources = raw.source.numpy()
+    height, width = sources.shape[2:4]
+    grey = np.full((height, width, 3), 128, np.uint8)
+    found = np.zeros(sources.shape, np.int8)
+    for k, (source, arrivals, place_of) in enumerate(
+        zip(sources, raw.arrivals.numpy(), places, strict=True)
+    ):
+        base = arrivals[place_of]  # [L, H, W, 3]
+        levels = measure_grain(list(source), list(base))
+        grain = GrainSynthesizer(levels, (width, height), seed=seed * len(sources) + k)
+        for t, frame in enumerate(base):
+            found[k, t] = grain.apply(grey, frame).astype(np.int16) - 128
+    return torch.from_numpy(found).permute(0, 1, 4, 2, 3)
 
 
 def build(recipe: Recipe, inputs: Inputs) -> Disco:
@@ -192,16 +189,17 @@ class Disco:
         noise = torch.randn((stage.batch, 3, o.crop, o.crop), generator=draw)
         level = torch.randint(0, schedule.TRAIN_STEPS, (stage.batch,), generator=draw)
         pure = torch.rand(stage.batch, generator=draw) < o.one_step
+        raw = self._cache.raw_batch(
+            stage.batch, unroll=o.unroll, crop=o.crop, key=key, motion=o.temporal > 0
+        )
         return _Given(
-            raw=self._cache.raw_batch(
-                stage.batch, unroll=o.unroll, crop=o.crop, key=key, motion=o.temporal > 0
-            ),
+            raw=raw,
+            grain=_grain(raw, key[1]) if o.grain else None,
             noise=noise,
             level=torch.where(pure, schedule.TRAIN_STEPS - 1, level),
             view=losses.View.drawn(draw),
             keep_sketch=float(torch.rand((), generator=draw)) >= o.drop_sketch,
             keep_skeleton=float(torch.rand((), generator=draw)) >= o.drop_skeleton,
-            seed=key[1],
         )
 
     def forward(self, stage: Stage, batch: _Given) -> _Made:
@@ -209,7 +207,6 @@ class Disco:
         full = expand(batch.raw)
         memory: Memory | None = None
         frames, shown = [], []
-        texture = _Texture(batch) if stage.options.grain else None
         for t, (true, c) in enumerate(zip(full.true, full.conditioning, strict=True)):
             given = replace(
                 c,
@@ -218,7 +215,7 @@ class Disco:
             )
             frame, memory = self._frame(batch, true, given, memory)
             frames.append(frame.float())
-            grain = 0 if texture is None else texture.frame(t).to(self._device)
+            grain = 0 if batch.grain is None else batch.grain[:, t].float() / 127.5
             shown.append(losses.displayed(frames[-1] + grain))
         full = replace(full, true=[losses.displayed(frame) for frame in full.true])
         seen, wanted = (batch.view.of(torch.cat(images)) for images in (shown, full.true))
