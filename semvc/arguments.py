@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from semvc import modelarguments, weights
+from semvc import modelarguments, profiles, weights
 from semvc.backbones import manifest
 from semvc.errors import UsageError
 from semvc.modelarguments import Number
@@ -161,7 +161,7 @@ _ENCODE = (
     click.option(
         "--bpp",
         type=Number(0, min_open=True),
-        help="Target bits per source pixel, sound left out.",
+        help="Target bits per source pixel, sound left out: 0.01 is usual.",
     ),
     click.option(
         "--kbps",
@@ -170,7 +170,13 @@ _ENCODE = (
     ),
     click.option("--size", type=_Size(), help="Target size of the whole file: 500kB, 1.5MB."),
     click.option(
-        "-p", "--profile", default="disco", show_default=True, help="How pictures are described."
+        "-p",
+        "--profile",
+        type=click.Choice(profiles.names()),
+        default="disco",
+        show_default=True,
+        help="What is sent: a coarse video (disco), keyframes and the camera's path (cpsgd), or"
+        " learned latents (s2vc).",
     ),
     click.option(
         "--caption", type=TEXT, default="none", show_default=True, help="TEXT, @FILE, auto or none."
@@ -182,7 +188,7 @@ _ENCODE = (
         "--grain/--no-grain",
         default=True,
         show_default=True,
-        help="Send how strong lost fine texture was: a few bytes a segment.",
+        help="Send how strong lost fine texture was, for noise in its place: 5 bytes a segment.",
     ),
     click.option(
         "--skeleton",
@@ -209,12 +215,12 @@ _ENCODE = (
     click.option(
         "--factor",
         type=click.Choice(["1", "2", "4", "8"]),
-        help="Spatial factor; by content if not given.",
+        help="Shrink the coarse video by this; chosen if not given.",
     ),
     click.option(
         "--step",
         type=click.Choice(["1", "2", "4", "8"]),
-        help="Send every STEP-th frame; by content.",
+        help="Send every STEP-th frame; chosen if not given.",
     ),
     click.option(
         "--segment-seconds",
@@ -228,7 +234,7 @@ _ENCODE = (
         type=click.IntRange(0, 12),
         default=4,
         show_default=True,
-        help="Of SVT-AV1: 0 is slowest.",
+        help="Of SVT-AV1: 0 is slowest and smallest.",
     ),
     click.option(
         "--seed",
@@ -294,7 +300,7 @@ _DECODE = (
     click.option(
         "--output-quality",
         type=click.IntRange(0, 51),
-        help="Constant rate factor of the output codec.",
+        help="Constant rate factor of the output codec: lower is better and larger.",
     ),
     click.option(
         "--device",

@@ -195,7 +195,15 @@ def main() -> None:
 def encode(source: Path, target: Path, **given: Any) -> None:
     """Encode the video SOURCE into the stream TARGET ('-' for stdin and stdout).
 
-    One of -q, --bpp, --kbps and --size sets the rate.
+    SOURCE is MP4, MOV, MKV, WebM, AVI, TS, Y4M or IVF. One of -q, --bpp, --kbps and --size sets
+    the rate.
+
+    \b
+    Examples:
+      semvc encode in.mp4 out.svc -q 20              smaller than usual
+      semvc encode in.mp4 out.svc --size 500kB       sound included
+      semvc encode in.mp4 out.svc --kbps 50 --audio opus:16
+      ffmpeg -i in.mp4 -f yuv4mpegpipe - | semvc encode - out.svc
     """
     from semvc import encoder
 
@@ -226,7 +234,17 @@ def encode(source: Path, target: Path, **given: Any) -> None:
 @arguments.decode_options
 @arguments.debug_option
 def decode(source: Path, target: Path, **given: Any) -> None:
-    """Rebuild the video of the stream SOURCE as TARGET ('-' for stdin and stdout)."""
+    """Rebuild the video of the stream SOURCE as TARGET ('-' for stdin and stdout).
+
+    TARGET is MP4, MOV or MKV.
+
+    \b
+    Examples:
+      semvc decode in.svc out.mp4                    with the bundled model
+      semvc decode in.svc out.mp4 --tier preview     at once, without a model
+      semvc decode in.svc out.mp4 --start 10 --duration 5
+      semvc decode in.svc - | ffplay -
+    """
     from semvc import decoder
     from semvc.types import Runtime
 
@@ -295,7 +313,10 @@ def info(source: Path, segments: bool, models_dir: Path | None, as_json: bool) -
 @arguments.json_option
 @arguments.debug_option
 def verify(source: Path, deep: bool, models_dir: Path | None, as_json: bool) -> int:
-    """Check every checksum, limit and the end of a stream; exit 4 if it is damaged."""
+    """Check every checksum, limit and the end of a stream; exit 4 if it is damaged.
+
+    'semvc decode --salvage' rebuilds what is intact of a damaged one.
+    """
     from semvc.bitstream.probe import verify as verify_container
 
     with _stream(source, pipe=not deep) as opened:
@@ -358,7 +379,10 @@ def edit(
     force: bool,
     models_dir: Path | None,
 ) -> None:
-    """Drop a section type or replace the caption; the rest stays byte for byte."""
+    """Drop a section type or replace the caption; the rest stays byte for byte.
+
+    'semvc info' lists the section types of a stream.
+    """
     from semvc import inspect
 
     if not drop and caption is None:

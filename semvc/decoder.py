@@ -96,7 +96,8 @@ def decode(
         if not report.segments:  # held frames alone are no video
             if report.gaps:
                 raise BitstreamError("no segment that is wanted is intact")
-            raise UsageError("nothing to decode: the stream has no segment in that range")
+            end = float(player.stop * _tick(header))
+            raise UsageError(f"nothing to decode: the stream ends at {end:g} s, before --start")
     if job.start == 0 and job.duration is None:
         report.bytes = reader.stream_bytes()
     report.notes += reader.warnings
@@ -216,7 +217,7 @@ def _exact(seconds: float) -> Fraction:
 class _Player:
     """Writes segments one after another; times begin at 0 with the first frame shown.
 
-    `ticks` is how long the output is by now.
+    `ticks` is how long the output is by now, `stop` where the last segment read ends.
     """
 
     def __init__(
@@ -233,13 +234,14 @@ class _Player:
         self._zero = None if header.time_base else wanted.first  # tick where the output begins
         self._next = wanted.first  # frame of the stream that comes next, if frames do not vary
         self._picture: UInt8 = np.zeros((header.height, header.width, 3), np.uint8)
-        self.ticks = 0
+        self.ticks = self.stop = 0
 
     def play_all(self, reader: StreamReader, on_frames: OnFrames, *, salvage: bool) -> None:
         """Write every segment that the range touches; with `salvage`, hold frames over gaps."""
         for segment in reader:
             try:
                 times = _times(segment, self._header)
+                self.stop = times[-1]
                 if self._is_past(times[0]):
                     break
                 if times[-1] > self._wanted.first:

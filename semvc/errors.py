@@ -41,6 +41,14 @@ class BitstreamError(SemvcError):
         super().__init__(f"damaged stream{where}: {rule}")
 
 
+class NoStreamError(BitstreamError):
+    """The bytes begin no stream at all (exit 4)."""
+
+    def __init__(self) -> None:
+        super().__init__("the magic number is missing", offset=0)
+        self.args = ("no semvc stream; 'semvc encode' makes one of a video",)
+
+
 class UnsupportedError(SemvcError):
     """A newer version, or an unknown profile, feature or critical element (exit 5)."""
 

@@ -140,7 +140,7 @@ def test_a_bug_is_exit_code_1_and_asks_for_a_report(
         (["--caption", "\udcff"], "it is not valid UTF-8"),
         (["--title", "x" * 101], "101 bytes are too many, at most 100"),
         (["--skeleton", "none.json"], "cannot read none.json: No such file or directory"),
-        (["--profile", "vvc"], "unknown profile 'vvc'; known: disco"),
+        (["--profile", "vvc"], "'vvc' is not one of 'disco', 'cpsgd', 's2vc'"),
         (["--factor", "3"], "'3' is not one of '1', '2', '4', '8'"),
         (["--segment-seconds", "11"], "11.0 is not in the range 0.5<=x<=10"),
         (["--models-dir", "none"], "Directory 'none' does not exist"),
@@ -169,7 +169,7 @@ def test_encode_refuses_wrong_options_before_it_works(
     [
         (["--start", "nan"], "'nan' is not a finite number"),
         (["--start", "-1"], "-1.0 is not in the range x>=0"),
-        (["--start", "1e9"], "nothing to decode: the stream has no segment in that range"),
+        (["--start", "1e9"], "nothing to decode: the stream ends at 1 s, before --start"),
         (["--duration", "0"], "0.0 is not in the range x>0"),
         (["--steps", "0"], "0 is not in the range 1<=x<=50"),
         (["--tier", "best"], "'best' is not one of 'preview', 'small'"),
@@ -330,9 +330,9 @@ def test_info_shows_text_of_the_stream_without_letting_it_act(
     ("content", "code", "message"),
     [
         (None, 2, "cannot open {}: No such file or directory"),
-        (b"", 4, "{}: damaged stream at byte 0: not a semvc stream"),
+        (b"", 4, "{}: no semvc stream; 'semvc encode' makes one of a video"),
         (b"\x8aSVC", 4, "{}: damaged stream at byte 4: the stream ends inside its header"),
-        (b"PK\3\4 is a zip", 4, "{}: damaged stream at byte 0: not a semvc stream"),
+        (b"PK\3\4 is a zip", 4, "{}: no semvc stream; 'semvc encode' makes one of a video"),
     ],
 )
 def test_what_is_no_stream_is_named(

@@ -321,6 +321,16 @@ def test_an_input_opens_no_other_file(
     assert not (tmp_path / "a.svc").exists()
 
 
+def test_encoding_a_stream_names_the_command_that_was_meant(
+    run: Call, stream: Path, tmp_path: Path
+) -> None:
+    found = run("encode", stream, tmp_path / "a.svc")
+    assert (found.code, found.out, names(tmp_path)) == (3, "", [])
+    assert found.err == (
+        f"semvc: {stream} is a semvc stream, not a video: 'semvc decode' rebuilds its video\n"
+    )
+
+
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.mp4", "concat:a.mp4|b.mp4"])
 def test_an_address_is_no_input(address: str, run: Call, tmp_path: Path) -> None:
     found = run("encode", address, tmp_path / "a.svc")

@@ -15,7 +15,7 @@ from enum import IntEnum
 from fractions import Fraction
 
 from semvc.bitstream import fields, wire
-from semvc.errors import BitstreamError, LimitError, UnsupportedError
+from semvc.errors import BitstreamError, LimitError, NoStreamError, UnsupportedError
 from semvc.types import ColorInfo, Limits
 
 MAGIC = b"\x8aSVC"
@@ -201,11 +201,11 @@ def check_samples(header: StreamHeader, frames: int, limits: Limits) -> None:
 def header_size(data: bytes) -> int:
     """Return the length in bytes of the header that `data` (6 bytes or more) begins.
 
-    Raises BitstreamError if these bytes begin no stream, UnsupportedError for a newer major
+    Raises NoStreamError if these bytes begin none, UnsupportedError for a newer major
     version.
     """
     if data[:4] != MAGIC[: len(data)] or not data:
-        raise BitstreamError("not a semvc stream: the magic number is missing", offset=0)
+        raise NoStreamError
     if len(data) < 6:
         raise BitstreamError("the stream ends inside its header", offset=len(data))
     if data[4] >> 4 != VERSION >> 4:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import av
 
+from semvc.bitstream.headers import MAGIC
 from semvc.errors import MediaError, ResourceError
 
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,ivf,yuv4mpegpipe"
@@ -64,6 +65,10 @@ class Source:
         try:
             return av.open(cursor, "r", options=dict(_OPTIONS), metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
+            if not self.streamed and _Cursor(self._file).read(len(MAGIC)) == MAGIC:
+                raise MediaError(
+                    f"{self.name} is a semvc stream, not a video: 'semvc decode' rebuilds its video"
+                ) from error
             raise MediaError(
                 f"{self.name}: not a video file that can be read{reason(error)}"
             ) from error

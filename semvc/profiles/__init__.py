@@ -74,19 +74,21 @@ def create(profile: ProfileId, models_dir: Path | None = None) -> Profile:
     Models that signals need are looked for in `models_dir` before the bundled ones.
     """
     if profile not in _CLASSES:
-        known = ", ".join(p.name.lower() for p in _CLASSES)
         raise UnsupportedError(
-            f"profile {profile.name.lower()} cannot be decoded here; known: {known}"
+            f"profile {profile.name.lower()} cannot be decoded here; known: {', '.join(names())}"
         )
     module, name = _CLASSES[profile].split(":")
     made: Profile = getattr(importlib.import_module(module), name)(models_dir)
     return made
 
 
+def names() -> tuple[str, ...]:
+    """Return the names of all profiles, the usual one first."""
+    return tuple(profile.name.lower() for profile in _CLASSES)
+
+
 def by_name(name: str) -> ProfileId:
     """Return the profile of a name as typed by a user; UsageError if there is none."""
-    for profile in _CLASSES:
-        if profile.name.lower() == name:
-            return profile
-    known = ", ".join(p.name.lower() for p in _CLASSES)
-    raise UsageError(f"unknown profile {name!r}; known: {known}")
+    if name not in names():
+        raise UsageError(f"unknown profile {name!r}; known: {', '.join(names())}")
+    return ProfileId[name.upper()]
