@@ -108,3 +108,20 @@ def test_recordings_joined_without_new_times_are_refused(tmp_path: Path, frames:
     (tmp_path / "a.ts").write_bytes(data + data)
     with pytest.raises(MediaError, match=r"jump back after 2\d frames.*ffmpeg -i"):
         VideoReader(tmp_path / "a.ts")
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx")])
+def test_a_matroska_file_that_is_cut_off_is_read_and_says_so(
+    tmp_path: Path, frames: Any, name: str, codec: str
+) -> None:
+    path = write_video(tmp_path / name, frames, codec=codec, fps=8, options={"g": "4"})
+    with VideoReader(path) as reader:
+        assert reader.info.notes == ()
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with VideoReader(path) as reader:
+        (note,) = reader.info.notes
+        count = sum(1 for _ in reader)
+    assert 1 <= count < 20
+    assert note.startswith("the file is cut off: its last ")
+    assert abs(float(note.split()[-4]) - (3 - count / 8)) < 0.2

@@ -99,9 +99,13 @@ class VideoReader:
             time_base=self._timeline.time_base,
             frame_count=0 if "mpegts" in container.format.name else self._timeline.count,
             color=self._converter.shown_color,
-            notes=self._converter.notes,
+            notes=(*self._converter.notes, *self._timeline_notes()),
         )
         self._frames = self._convert(itertools.chain((first,), pictures))
+
+    def _timeline_notes(self) -> tuple[str, ...]:
+        lost = self._timeline.lost
+        return (f"the file is cut off: its last {float(lost):.1f} s are missing",) if lost else ()
 
     def _convert(self, pictures: Iterator[av.VideoFrame]) -> Iterator[tuple[UInt8, int]]:
         first, last, unit = None, -1, self._timeline.time_base

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Int64 = npt.NDArray[np.int64]
 
 _MIN_RATE, _MAX_RATE = Fraction(1, 60), Fraction(240)  # frames per second that a stream can state
+_MOST_LOST = 1  # second at the end that may be missing without a word: writers round
 _BACK = 1  # second that times of decoding may go back: muxers err
 MAX_STEP, MAX_TIME = (1 << 32) - 1, 1 << 47  # ticks: what a stream can state of varying times
 _COARSER = (Fraction(1, 10**8), Fraction(1, 10**6), Fraction(1, 1000))  # instead of too fine ones
@@ -50,6 +51,7 @@ class Timeline:
     With a constant `rate`, picture i is shown at i / rate seconds and `pts` is empty. Otherwise
     `rate` is None, and picture i is shown at pts[i] (int64 [count], from 0) in units of
     `time_base`, the last one until `end`. `start` is the first one's time in the file, in seconds.
+    `lost` are seconds at the end that the file announces and lacks.
     """
 
     rate: Fraction | None
@@ -58,6 +60,7 @@ class Timeline:
     pts: Int64
     end: int
     start: Fraction
+    lost: Fraction = Fraction(0)
 
 
 def scan(
@@ -74,44 +77,76 @@ def scan(
     before (a recording may begin anywhere) is not counted. MediaError when the file ends before
     what it announces, LimitError for too many frames.
     """
-    times: list[int | None] = []
-    last = (-(1 << 63), 0)  # pts and duration
-    base = stream.time_base or Fraction(1, 90000)
-    before: int | None = None
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0 or packet.is_discard:
-                continue
-            now = packet.dts
-            if before is not None and now is not None and (before - now) * base > _BACK:
-                raise MediaError(
-                    f"{name}: its times jump back after {len(times)} frames, as where recordings"
-                    " were joined; 'ffmpeg -i IN -c copy OUT.mkv' gives it new ones"
-                )
-            before = now
-            times.append(packet.pts)
-            if packet.pts is not None:
-                last = max(last, (packet.pts, packet.duration or 0))
-            if len(times) > limits.max_frames:
-                raise LimitError(f"{name} has more than {limits.max_frames} frames")
-    except av.FFmpegError as error:
-        raise MediaError(
-            f"{name} is damaged after {len(times)} frames: {error.strerror}"
-        ) from error
+    found = _read(container, stream, limits, name)
+    times, base = found.times, stream.time_base or Fraction(1, 90000)
     if not times:
         raise MediaError(f"{name} has a video stream without frames")
-    if "mov" in container.format.name and len(times) < stream.frames and not _edited(stream, times):
+    mov = "mov" in container.format.name
+    if mov and len(times) < stream.frames and not _edited(stream, times):
         raise MediaError(f"{name} is cut off: {len(times)} of {stream.frames} frames are there")
     if None in times:
         return _without_times(stream, base, len(times))
     pts = np.array(sorted(t for t in times if t is not None), np.int64)
-    duration = last[1]
-    if "mov" in container.format.name and len(times) == stream.frames and stream.duration:
+    if int(pts[-1]) - int(pts[0]) >= 1 << 62:
+        raise MediaError(f"{name}: its pictures are years apart")
+    duration = found.last[1]
+    if mov and len(times) == stream.frames and stream.duration:
         # durations there follow the coding order, only their sum is right
         duration = max(0, stream.duration - int(pts[-1] - pts[0])) or duration
     if first is not None and first in times:
         pts = pts[pts >= first]
-    return _from_times(stream, base, pts, duration)
+    return replace(_from_times(stream, base, pts, duration), lost=_lost(container, found.end))
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the packets of a file say: pts of pictures, pts and duration of the last one of them,
+    and when all streams end, in seconds.
+    """
+
+    times: list[int | None]
+    last: tuple[int, int] = (-(1 << 63), 0)
+    end: Fraction = Fraction(0)
+
+
+def _read(
+    container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, name: str
+) -> _Found:
+    found = _Found([])
+    before: int | None = None
+    try:
+        for packet in container.demux():
+            if packet.size == 0 or packet.is_discard:
+                continue
+            if packet.pts is not None and packet.time_base is not None:
+                found.end = max(found.end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+            if packet.stream.index != stream.index:
+                continue
+            now, base = packet.dts, packet.time_base or Fraction(1, 90000)
+            if before is not None and now is not None and (before - now) * base > _BACK:
+                raise MediaError(
+                    f"{name}: its times jump back after {len(found.times)} frames, as where"
+                    " recordings were joined; 'ffmpeg -i IN -c copy OUT.mkv' gives it new ones"
+                )
+            before = now
+            found.times.append(packet.pts)
+            if packet.pts is not None:
+                found.last = max(found.last, (packet.pts, packet.duration or 0))
+            if len(found.times) > limits.max_frames:
+                raise LimitError(f"{name} has more than {limits.max_frames} frames")
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"{name} is damaged after {len(found.times)} frames: {error.strerror}"
+        ) from error
+    return found
+
+
+def _lost(container: av.container.InputContainer, end: Fraction) -> Fraction:
+    """Seconds that a Matroska file announces and lacks; other files are too vague about it."""
+    if "matroska" not in container.format.name or not container.duration:
+        return Fraction(0)
+    lost = Fraction(container.duration, av.time_base) - end
+    return lost if lost > _MOST_LOST else Fraction(0)
 
 
 def constant(stream: av.VideoStream) -> Timeline:
