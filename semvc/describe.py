@@ -6,6 +6,7 @@ Standard library only, so that `info` starts quickly. The JSON and the text come
 from __future__ import annotations
 
 import contextlib
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,13 @@ def model(ref: weights.ModelRef, models_dir: Path | None) -> dict[str, Any]:
 def table(rows: dict[str, Any]) -> str:
     """Return the account as text for a terminal; text from the stream is escaped."""
     size = rows["bytes"]
+    rate = f"{float(Fraction(rows['frame_rate'])):.5g} fps"
+    if "time_base" in rows["header"]:
+        rate = f"varying times (about {rate})"
     lines = [
         f"profile    {rows['profile']}, format {rows['header']['version']}",
         f"picture    {rows['width']}x{rows['height']}, {rows['frames']} frames,"
-        f" {rows['frame_rate']} fps, {rows['duration_s']:.2f} s",
+        f" {rate}, {rows['duration_s']:.2f} s",
         f"rate       {size} bytes, {rows['bpp']:.5f} bpp, {rows['kbps']:.2f} kbit/s"
         f" (picture alone {rows['video_bpp']:.5f} bpp, {rows['video_kbps']:.2f} kbit/s)",
         f"segments   {rows['segments']}",

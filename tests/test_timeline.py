@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import pytest
+from program import FAST, Call
 from scene import Sound, beeps, write_video
 
 from semvc.errors import MediaError
@@ -35,6 +36,18 @@ def test_variable_frame_times_are_exact_through_both_directions(
         assert reader.info.time_base == Fraction(1, 24000)
         assert [p for _, p in reader] == times
         assert reader.end_pts == 9333
+
+
+def test_info_tells_varying_times_from_a_rate(tmp_path: Path, frames: Any, run: Call) -> None:
+    times = [0, 1000, 1400, 4000, 4001, 9000]
+    for name, given, expected in (
+        ("a.mp4", None, "6 frames, 29.97 fps, 0.20 s"),
+        ("b.mp4", times, "6 frames, varying times (about "),
+    ):
+        path = write_video(tmp_path / name, frames[:6], fps=Fraction(30000, 1001), times=given)
+        stream = path.with_suffix(".svc")
+        assert run("encode", path, stream, *FAST).code == 0
+        assert expected in run("info", stream).out
 
 
 def lasting(source: Path, target: Path, seconds: int) -> Path:
