@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scene import Sound, beep_times, beeps, read_sound, write_video
 
 from semvc.errors import BitstreamError, MediaError, UnsupportedError
-from semvc.media.audio import AudioTrack, sample_at
+from semvc.media.audio import AudioTrack, _run, sample_at
 from semvc.media.audioformat import AudioCodec, AudioConfig
 from semvc.media.reader import VideoReader
 from semvc.media.writer import VideoWriter
@@ -178,8 +179,30 @@ def test_sound_that_cannot_be_copied_is_refused_clearly(tmp_path: Path, frames: 
     with VideoReader(source) as reader:
         assert reader.audio is not None
         assert not reader.audio.copyable
-        with pytest.raises(UnsupportedError, match="encode it as opus"):
+        with pytest.raises(UnsupportedError, match="--audio opus encodes it"):
             AudioTrack(reader.source, reader.start, kbps=None)
+
+
+def test_aac_of_a_transport_stream_is_refused_as_such(tmp_path: Path, frames: Any) -> None:
+    source = write_video(tmp_path / "a.ts", frames[:3], sound=Sound(beeps(0.5)))
+    with (
+        VideoReader(source) as reader,
+        pytest.raises(UnsupportedError, match=r"this aac sound.*AAC of MP4 and Matroska"),
+    ):
+        AudioTrack(reader.source, reader.start, kbps=None)
+
+
+@pytest.mark.parametrize("lengths", [[2880, 960, 960], [2880, 2880, 960, 2880]])
+def test_packets_of_different_lengths_are_not_copied(lengths: list[int]) -> None:
+    packets, config = [], AudioConfig(AudioCodec.OPUS, 1, 48000, 2880)
+    for index, length in enumerate(lengths):
+        packets.append(av.Packet(b"sound"))
+        packets[-1].pts, packets[-1].duration = sum(lengths[:index]), length
+    run = _run(iter(packets), config, Fraction(1, 48000), Fraction(0))
+    with pytest.raises(UnsupportedError, match="differ in length"):
+        list(run)
+    last_is_short = _run(iter(packets[:2]), config, Fraction(1, 48000), Fraction(0))
+    assert len(list(last_is_short)) == 2
 
 
 def test_rates_out_of_range_are_refused(tmp_path: Path, frames: Any) -> None:

@@ -247,8 +247,10 @@ def _copied(
             stream, round((first.duration or 0) * scale) or stream.codec_context.frame_size
         )
     if config is None or first is None:
-        known = ", ".join(sorted(codec.name for codec in AudioCodec))
-        raise UnsupportedError(f"{name} sound cannot be copied (only {known}); encode it as opus")
+        raise UnsupportedError(
+            f"this {name} sound cannot be copied (AC3, EAC3, FLAC and MP3 can, AAC of MP4 and"
+            " Matroska, Opus of up to two channels): --audio opus encodes it"
+        )
     chain = itertools.chain((first,), packets)
     return config, _run(chain, config, (stream.time_base or Fraction(1)), video_start)
 
@@ -259,8 +261,13 @@ def _run(
     base: Fraction,
     video_start: Fraction,
 ) -> Iterator[tuple[int, bytes]]:
-    length, expected = config.packet_samples, None
+    length, expected, short = config.packet_samples, None, False
     for packet in packets:
+        if short:
+            raise UnsupportedError(
+                "sound whose packets differ in length cannot be copied: --audio opus encodes it"
+            )
+        short = 0 < (packet.duration or 0) * base * config.rate < length * Fraction(3, 4)
         at = sample_at((packet.pts or 0) * base - video_start, config.rate)
         if at + 2 * length <= 0:
             continue  # one packet before the first frame is kept: decoders need it to settle
