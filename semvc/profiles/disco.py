@@ -26,6 +26,7 @@ from semvc.nets import conditioning
 from semvc.nets.conditioning import FACTORS, SegmentConditions, Upsampler
 from semvc.nets.grain import GrainSynthesizer, measure_grain
 from semvc.profiles import Coded
+from semvc.profiles.basesize import is_half_better, shrunk
 from semvc.profiles.extracting import Extractors
 from semvc.signals.baselayer import BaseLayer, decode_base_layer, encode_base_layer, rounded_crf
 from semvc.signals.caption import Caption, decode_caption, encode_caption
@@ -63,6 +64,9 @@ _BEST_LEVEL, _WORST_LEVEL = 35.0, 91.0  # crf of the base layer at full size, qu
 _SAVED = 7.0  # crf steps that halving both sides of the picture is worth in bytes
 _SWITCH = 70.0  # level above which the next smaller base layer is used
 _MAX_CRF = 70.0
+_LOOKED_FROM = 60.0  # level above which the content decides whether the next smaller one is used
+_LOOKED_FACTOR = 2  # up to which, for the same: smaller layers were not measured
+_LOOKED_SIDE = 240  # of the base layer at least, for the same
 _MIN_VIDEO = 16  # luma samples of a side of the base layer's video in `dump`
 _SKELETONS_PER_SECOND = 10.0
 _MEASURED = 8  # frames of a segment in which its grain is measured
@@ -110,9 +114,9 @@ class Disco:
         """Choose the base layer's factors from the first clip; return the header fields."""
         self._options = options
         level = _level(options.quality)
-        self._factor = options.factor or _factor(level)
         self._rate = clip.info.frame_rate or Fraction(24)
         self._step = options.step or _step(clip, level)
+        self._factor = options.factor or self._fitting(clip, level)
         small = self._degraded(clip, 0)
         crf = _crf(level, self._factor)
         self._sequence_header, _ = av1.encode_segment(
@@ -137,6 +141,23 @@ class Disco:
             "sections": tuple(kind for kind in SECTIONS if kind in wanted),
             "decoder_id": self._decoder_id(),
         }
+
+    def _fitting(self, clip: Clip, level: float) -> int:
+        """The spatial factor that suits a level and the first clip."""
+        factor = _factor(level)
+        sides = conditioning.base_size(clip.info.width, clip.info.height, factor)
+        if level < _LOOKED_FROM or factor > _LOOKED_FACTOR or min(sides) < _LOOKED_SIDE:
+            return factor
+        sent, crf = clip.frames[:: self._step], _crf(level, factor)
+        half = is_half_better(
+            sent,
+            factor,
+            crf,
+            saved=_SAVED,
+            fps=self._rate / self._step,
+            preset=self._options.preset,
+        )
+        return 2 * factor if half else factor
 
     def _decoder_id(self) -> bytes:
         try:
@@ -200,24 +221,8 @@ class Disco:
         """The base layer's input, uint8 [K, h, w, 3]; kept while a rate search tries again."""
         key = (start, self._factor, self._step)
         if self._small is None or self._small[0] != key:
-            self._small = (key, self._shrunk(clip))
+            self._small = (key, shrunk(clip.frames[:: self._step], self._factor))
         return self._small[1]
-
-    def _shrunk(self, clip: Clip) -> UInt8:
-        height, width = self._base_shape(clip)
-        rows, columns = height * self._factor, width * self._factor
-        sent = clip.frames[:: self._step]
-        if sent.shape[1:3] == (height, width):
-            return sent
-        small = np.empty((len(sent), height, width, 3), np.uint8)
-        for index, frame in enumerate(sent):
-            padded = color.pad_to(frame, rows, columns)
-            small[index] = color.resize(padded[None], height, width)[0]
-        return small
-
-    def _base_shape(self, clip: Clip) -> tuple[int, int]:
-        width, height = conditioning.base_size(clip.info.width, clip.info.height, self._factor)
-        return height, width
 
     # --- sections to signals
 
