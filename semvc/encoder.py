@@ -133,6 +133,8 @@ class _Encoder:
         self._shares: Shares | None = None
         self.report = Report("encode", reader.info.width, reader.info.height)
         self.report.notes.extend(reader.info.notes)
+        if track is not None and reader.audio is not None and reader.audio.tracks > 1:
+            self.report.notes.append(f"the first of {reader.audio.tracks} sound tracks is kept")
 
     def run(self, sink: PartFile | BinaryIO, on_frames: OnFrames) -> None:
         """Write the whole stream."""

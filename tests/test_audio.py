@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import Sound, beep_times, beeps, read_sound, write_video
 
+from semvc.encoder import encode
 from semvc.errors import BitstreamError, MediaError, UnsupportedError
 from semvc.media.audio import AudioTrack, _run, sample_at
 from semvc.media.audioformat import AudioCodec, AudioConfig
 from semvc.media.reader import VideoReader
 from semvc.media.writer import VideoWriter
 from semvc.signals.audio import Audio, decode_audio, encode_audio
+from semvc.types import EncodeOptions
 
 FRAME = 1 / 24  # what sound may be off by, in seconds
 COPYABLE = {
@@ -166,12 +168,27 @@ def test_a_reader_says_what_sound_there_is(tmp_path: Path, frames: Any) -> None:
         assert reader.audio is not None
         assert (reader.audio.codec, reader.audio.channels, reader.audio.rate) == ("aac", 1, 48000)
         assert abs(reader.audio.start - 0.5) < FRAME
-        assert reader.audio.copyable
+        assert reader.audio.copyable and reader.audio.tracks == 1
     silent = write_video(tmp_path / "b.mp4", frames[:2])
     with VideoReader(silent) as reader:
         assert reader.audio is None
         with pytest.raises(MediaError, match="no sound"):
             AudioTrack(reader.source, reader.start)
+
+
+def test_a_second_sound_track_is_said_to_be_left_out(clip: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.mkv"
+    with av.open(str(clip)) as given, av.open(str(source), "w") as output:
+        kinds = (given.streams.video[0], given.streams.audio[0], given.streams.audio[0])
+        copies = [output.add_stream_from_template(kind) for kind in kinds]
+        for packet in given.demux():
+            packet.stream = copies[packet.stream.index]
+            if packet.size:
+                output.mux(packet)
+    report = encode(source, tmp_path / "a.svc", EncodeOptions(preset=12))
+    assert report.notes == ["the first of 2 sound tracks is kept"]
+    silent = encode(source, tmp_path / "b.svc", EncodeOptions(preset=12, audio="none"))
+    assert silent.notes == []
 
 
 def test_sound_that_cannot_be_copied_is_refused_clearly(tmp_path: Path, frames: Any) -> None:

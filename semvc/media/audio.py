@@ -56,13 +56,17 @@ Packets = tuple[bytes, ...]
 
 @dataclass(frozen=True, slots=True)
 class AudioStreamInfo:
-    """Sound of an input: `start` is in seconds after the first video frame (may be negative)."""
+    """Sound of an input: `start` is in seconds after the first video frame (may be negative).
+
+    It is the first of `tracks` that can be used.
+    """
 
     codec: str
     channels: int
     rate: int
     start: Fraction
     copyable: bool
+    tracks: int
 
 
 def describe_audio(
@@ -75,7 +79,14 @@ def describe_audio(
     start = (stream.start_time or 0) * (stream.time_base or Fraction(1)) - video_start
     context = stream.codec_context
     copyable = context.name in _COPYABLE and _config(stream, 1) is not None
-    return AudioStreamInfo(context.name, context.channels, context.sample_rate, start, copyable)
+    return AudioStreamInfo(
+        context.name,
+        context.channels,
+        context.sample_rate,
+        start,
+        copyable,
+        len(container.streams.audio),
+    )
 
 
 class AudioTrack:
