@@ -6,6 +6,7 @@ same arguments give the same samples on every machine up to rounding of floats.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -257,6 +258,19 @@ def _write_sound(output: Any, track: Any, sound: Sound) -> None:
         frame.pts = start + round(sound.start * sound.rate)
         output.mux(track.encode(frame))
     output.mux(track.encode(None))
+
+
+class Pipe(io.RawIOBase):
+    """Bytes that come a few at a time and cannot be sought in."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._data.read(min(size, 777) if size > 0 else size)
 
 
 def read_sound(path: Path, *, rate: int = 48000) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from scene import Scene, Sound, beeps, write_video
+from scene import Pipe, Scene, Sound, beeps, write_video
 
 from semvc.errors import LimitError, MediaError, ResourceError, SemvcError, UsageError
 from semvc.media.reader import VideoReader
@@ -46,19 +46,6 @@ def write(path: Path, frames: Any, info: VideoInfo, codec: str = "h264") -> None
 
 def psnr(a: Any, b: Any) -> float:
     return float(10 * np.log10(65025 / max(np.mean((a.astype(float) - b) ** 2), 1e-9)))
-
-
-class Pipe(io.RawIOBase):
-    """Bytes that come a few at a time and cannot be sought in."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = io.BytesIO(data)
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self._data.read(min(size, 777) if size > 0 else size)
 
 
 @pytest.mark.parametrize("name", CONTAINERS)

@@ -9,7 +9,7 @@ from typing import Any
 import av
 import pytest
 from program import FAST, Call
-from scene import Sound, beeps, write_video
+from scene import Pipe, Sound, beeps, write_video
 
 from semvc.errors import MediaError
 from semvc.media import timeline
@@ -48,6 +48,21 @@ def test_info_tells_varying_times_from_a_rate(tmp_path: Path, frames: Any, run: 
         stream = path.with_suffix(".svc")
         assert run("encode", path, stream, *FAST).code == 0
         assert expected in run("info", stream).out
+
+
+@pytest.mark.parametrize(("stated", "fps"), [(b"F24:1", 24), (b"F0:0", 25), (b"F1000:1", None)])
+def test_a_pipe_has_the_rate_that_it_states(
+    tmp_path: Path, frames: Any, stated: bytes, fps: int | None
+) -> None:
+    path = tmp_path / "a.y4m"
+    write_video(path, frames[:2], codec="wrapped_avframe", container="yuv4mpegpipe")
+    pipe = Pipe(path.read_bytes().replace(b"F24:1", stated, 1))
+    if fps is None:
+        with pytest.raises(MediaError, match="1000 frames per second.*use a file"):
+            VideoReader(pipe)  # type: ignore[arg-type]
+        return
+    with VideoReader(pipe) as reader:  # type: ignore[arg-type]
+        assert reader.info.frame_rate == fps
 
 
 def lasting(source: Path, target: Path, seconds: int) -> Path:

@@ -143,7 +143,9 @@ def picture_color(picture: av.VideoFrame) -> ColorInfo:
     if matrix in (0, 2, 3):
         matrix = 1 if picture.width >= 1280 or picture.height > 576 else 6
     if matrix not in _SWSCALE_MATRIX:
-        raise MediaError(f"colour matrix {matrix} of ITU-T H.273 cannot be converted to RGB")
+        raise MediaError(
+            f"colour matrix {matrix} of ITU-T H.273 is not known here: convert the video to BT.709"
+        )
     primaries, transfer = picture.color_primaries, picture.color_trc
     if primaries in (0, 2, 3):
         primaries = 9 if matrix in (9, 10) else 1 if matrix == 1 else 6

@@ -77,7 +77,7 @@ class VideoReader:
         _check_size(stream.width, stream.height, self._limits, self.source.name)
         self.audio: AudioStreamInfo | None = None
         if self.source.streamed:
-            self._timeline = timeline.constant(stream)
+            self._timeline = timeline.constant(stream, self.source.name)
         pictures = _pictures(container, stream, self._limits, self.source.name)
         first = next(pictures, None)
         if first is None:

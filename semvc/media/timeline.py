@@ -149,9 +149,18 @@ def _lost(container: av.container.InputContainer, end: Fraction) -> Fraction:
     return lost if lost > _MOST_LOST else Fraction(0)
 
 
-def constant(stream: av.VideoStream) -> Timeline:
-    """Return the timeline of a stream that cannot be read twice: constant rate, unknown length."""
-    rate = _declared(stream)[0] if _declared(stream) else Fraction(25)
+def constant(stream: av.VideoStream, name: str) -> Timeline:
+    """Return the timeline of a stream that cannot be read twice: constant rate, unknown length.
+
+    Nothing said of the rate means 25 frames per second; MediaError for one that cannot be stated.
+    """
+    rates = _declared(stream)
+    if not rates and stream.guessed_rate:
+        raise MediaError(
+            f"{name}: {float(stream.guessed_rate):g} frames per second, allowed in a pipe are 1/60"
+            f" to {_MAX_RATE}: use a file"
+        )
+    rate = rates[0] if rates else Fraction(25)
     return Timeline(rate, 1 / rate, 0, np.empty(0, np.int64), 0, Fraction(0))
 
 
