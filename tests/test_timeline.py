@@ -58,7 +58,7 @@ def test_a_pipe_has_the_rate_that_it_states(
     write_video(path, frames[:2], codec="wrapped_avframe", container="yuv4mpegpipe")
     pipe = Pipe(path.read_bytes().replace(b"F24:1", stated, 1))
     if fps is None:
-        with pytest.raises(MediaError, match="1000 frames per second.*use a file"):
+        with pytest.raises(MediaError, match=r"1000 frames per second.*use a file"):
             VideoReader(pipe)  # type: ignore[arg-type]
         return
     with VideoReader(pipe) as reader:  # type: ignore[arg-type]
