@@ -112,6 +112,30 @@ def test_unusable_files_are_refused(name: str, content: bytes, said: str, tmp_pa
         read_path(file, 0, 12, SIZE)
 
 
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"focal": np.ones(2)},
+        {"focal": np.array("wide")},
+        {"translations": np.zeros((12, 2))},
+        {"translations": np.zeros((11, 3))},
+        {"rotations": np.ones(3)},
+    ],
+)
+def test_arrays_of_other_shapes_are_refused(arrays: dict[str, Any], tmp_path: Path) -> None:
+    whole = {"rotations": np.tile(np.eye(3), (12, 1, 1)), "translations": np.zeros((12, 3))}
+    np.savez(tmp_path / "a.npz", **{**whole, **arrays})
+    with pytest.raises(UsageError, match=r"a\.npz"):
+        read_path(tmp_path / "a.npz", 0, 12, SIZE)
+
+
+def test_a_camera_of_no_width_is_refused(tmp_path: Path) -> None:
+    file = as_colmap(tmp_path)
+    (tmp_path / "cameras.txt").write_text("7 SIMPLE_RADIAL 0 48 86 48 32 0.01\n")
+    with pytest.raises(UsageError, match="cannot read camera file"):
+        read_path(file, 0, 12, SIZE)
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         read_path(tmp_path / "none.txt", 0, 1, SIZE)

@@ -100,7 +100,10 @@ def read_path(file: Path, start: int, count: int, size: tuple[int, int]) -> Came
         if file.stat().st_size > _MAX_BYTES:
             raise UsageError(f"camera file {file} is larger than {_MAX_BYTES >> 20} MiB")
         poses = _read(file, size)
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, ValueError, TypeError, KeyError, IndexError),
+        *(ZeroDivisionError, zipfile.BadZipFile),
+    ) as error:
         raise UsageError(
             f"cannot read camera file {file}: {error}; "
             "give text as of TUM, COLMAP or RealEstate10K, or npz"
@@ -110,6 +113,8 @@ def read_path(file: Path, start: int, count: int, size: tuple[int, int]) -> Came
         raise UsageError(
             f"camera file {file} has {have} poses; frame {start + count - 1} needs one"
         )
+    if poses.translations.shape != (have, 3):
+        raise UsageError(f"camera file {file}: translations are not [{have}, 3]")
     rotations = _orthonormal(poses.rotations[start : start + count], file)
     translations = poses.translations[start : start + count]
     first, origin = rotations[0], translations[0]
