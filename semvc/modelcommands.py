@@ -6,6 +6,7 @@ Nothing but `pull` reaches a network. Commands parse, call `weights` or `backbon
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import click
 
 from semvc import arguments, weights
 from semvc.backbones import manifest
-from semvc.errors import ModelError
+from semvc.errors import ModelError, UsageError
 
 
 @click.group()
@@ -112,7 +113,7 @@ def models_pull(name: str, target: Path | None, yes: bool) -> None:
     if entry.conditions:
         click.echo(f"conditions  {entry.conditions}")
         if not yes:
-            click.confirm("Do you agree?", abort=True)
+            _agree()
     if not entry.commit or not entry.sha256:
         click.echo(
             "note        this program does not know the right files' hashes: what comes now is"
@@ -137,6 +138,19 @@ def models_verify(models_dir: Path | None) -> None:
         folder = _folder(entry, models_dir)
         if folder is not None:
             click.echo(f"{entry.id}: {manifest.verify(entry, folder)}, {folder}")
+
+
+def _agree() -> None:
+    try:
+        agreed = click.confirm("Do you agree?")
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UsageError(
+            "the licence has conditions and nobody is there to agree: give --yes"
+        ) from None
+    if not agreed:
+        raise UsageError("the licence was not agreed to: nothing was downloaded")
 
 
 def _roots(models_dir: Path | None) -> list[Path]:

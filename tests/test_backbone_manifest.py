@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -236,6 +237,17 @@ def test_conditions_are_agreed_to_before_a_download(
     assert done.code == 130 and "revenue" in done.out and not server.asked
     run("models", "pull", "ltx-video-13b", "--yes")
     assert server.asked == ["Lightricks/LTX-Video-0.9.7-dev"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [("", "nobody is there to agree: give --yes"), ("n\n", "was not agreed to")]
+)
+def test_without_an_agreement_nothing_is_downloaded(
+    answer: str, said: str, run: Call, server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    done = run("models", "pull", "ltx-video-13b")
+    assert done.code == 2 and said in done.err and not server.asked
 
 
 def test_info_says_what_is_unknown(run: Call) -> None:
