@@ -123,6 +123,23 @@ def test_interlaced_video_is_deinterlaced_and_says_so(tmp_path: Path, frames: An
     assert len(got) == 6
 
 
+def test_interlaced_pictures_may_change_their_size(tmp_path: Path, frames: Any) -> None:
+    parts = []
+    for index, size in enumerate([(64, 96), (576, 720), (16, 64)]):
+        pictures = np.resize(frames[:6], (6, *size, 3))
+        path = write_video(
+            tmp_path / "a.ts",
+            pictures,
+            options={"flags": "+ildct+ilme", "x264-params": "tff=1", "bf": "0"},
+            times=[1000 * (6 * index + t) for t in range(6)],
+        )
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
+    info, got, pts = read(path)
+    assert got.shape == (18, 64, 96, 3) and pts == list(range(18))
+    assert "deinterlaced" in info.notes[0]
+
+
 @pytest.mark.parametrize("transfer", [16, 18])
 def test_hdr_is_mapped_to_sdr_and_says_so(tmp_path: Path, frames: Any, transfer: int) -> None:
     tags = {"color_primaries": 9, "color_trc": transfer, "colorspace": 9, "color_range": 1}

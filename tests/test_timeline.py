@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from program import FAST, Call
 from scene import Pipe, Sound, beeps, write_video
 
 from semvc.errors import MediaError
+from semvc.media import reader as reader_module
 from semvc.media import timeline
 from semvc.media.reader import VideoReader
 from semvc.media.writer import VideoWriter
@@ -131,11 +133,41 @@ def test_time_begins_with_the_first_picture_that_can_be_decoded(
         assert reader.end_pts == len(shown)
 
 
+def test_frames_of_an_avi_are_counted_not_timed(tmp_path: Path, frames: Any) -> None:
+    path = write_video(tmp_path / "a.avi", frames, options={"bf": "3"})
+    with av.open(str(path)) as container:
+        assert [f.pts for f in container.decode(video=0)] != list(range(1, 25))
+    with VideoReader(path) as reader:
+        assert reader.info.frame_count == 24
+        assert [pts for _, pts in reader] == list(range(24))
+
+
 def test_recordings_joined_without_new_times_are_refused(tmp_path: Path, frames: Any) -> None:
     data = write_video(tmp_path / "a.ts", frames, fps=12).read_bytes()
     (tmp_path / "a.ts").write_bytes(data + data)
     with pytest.raises(MediaError, match=r"jump back after 2\d frames.*ffmpeg -i"):
         VideoReader(tmp_path / "a.ts")
+
+
+@pytest.mark.parametrize("lost", [{5}, {5, 6}, {22, 23}])
+def test_pictures_that_a_decoder_loses_do_not_shift_the_rest(
+    tmp_path: Path, frames: Any, lost: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mkv", frames)
+    with VideoReader(path) as whole:
+        expected = [frame for frame, _ in whole]
+    real = reader_module._pictures
+    monkeypatch.setattr(
+        reader_module,
+        "_pictures",
+        lambda *given: (p for i, p in enumerate(real(*given)) if i not in lost),
+    )
+    with VideoReader(path) as reader:
+        found = list(reader)
+    last = max(set(range(24)) - lost)
+    assert [pts for _, pts in found] == list(range(last + 1))
+    held = [next(k for k in range(t, -1, -1) if k not in lost) for t in range(last + 1)]
+    assert all(np.array_equal(f, expected[k]) for (f, _), k in zip(found, held, strict=True))
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx")])

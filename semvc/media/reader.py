@@ -108,18 +108,27 @@ class VideoReader:
         return (f"the file is cut off: its last {float(lost):.1f} s are missing",) if lost else ()
 
     def _convert(self, pictures: Iterator[av.VideoFrame]) -> Iterator[tuple[UInt8, int]]:
-        first, last, unit = None, -1, self._timeline.time_base
+        """Frames and their times, which rise; at a constant rate, a lost one repeats the last."""
+        line = self._timeline
+        begin: int | None = None
+        frame: UInt8 | None = None
+        due = 0  # the earliest time of the next picture
         for index, picture in enumerate(_progressive(pictures)):
-            pts = index
-            if self._timeline.rate is None:
-                first = picture.pts if index == 0 else first
-                if picture.pts is None or first is None:
-                    pts = int(self._timeline.pts[min(index, self._timeline.count - 1)])
-                else:
-                    pts = round((picture.pts - first) * (picture.time_base or unit) / unit)
-                pts = max(pts, last + 1)
-            last = pts
-            yield self._converter.rgb(picture), pts
+            begin = picture.pts if index == 0 else begin
+            pts = due
+            if line.timed and picture.pts is not None and begin is not None:
+                tick = (picture.time_base or line.time_base) / line.time_base
+                jitter = 0 if line.rate is None else timeline.JITTER
+                pts = max(due, round((picture.pts - begin - jitter) * tick))
+            elif line.rate is None:
+                pts = max(due, int(line.pts[min(index, line.count - 1)]))
+            if line.rate is not None and frame is not None:
+                while due < min(pts, line.count - 1):
+                    yield frame, due
+                    due += 1
+                pts = due
+            frame, due = self._converter.rgb(picture), pts + 1
+            yield frame, pts
 
 
 class _Converter:
@@ -209,21 +218,26 @@ def _pictures(
 
 
 def _progressive(pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Pass pictures on; from the first interlaced one, through a deinterlacer (same times)."""
+    """Pass pictures on; from the first interlaced one, through a deinterlacer (same times).
+
+    One deinterlacer takes one kind of pictures: where they change, another follows.
+    """
     graph: av.filter.Graph | None = None
-    base = Fraction(1)
+    base, kind = Fraction(1), None
     for picture in pictures:
-        if graph is None:
-            if not picture.interlaced_frame:
-                yield picture
-                continue
+        if graph is None and not picture.interlaced_frame:
+            yield picture
+            continue
+        before, kind = kind, (picture.width, picture.height, picture.format.name)
+        if graph is None or kind != before:
+            if graph is not None:
+                yield from _pull(graph, base, end=True)
             base = picture.time_base or base
             graph = _deinterlacer(picture)
         graph.vpush(picture)
         yield from _pull(graph, base)
     if graph is not None:
-        graph.vpush(None)
-        yield from _pull(graph, base)
+        yield from _pull(graph, base, end=True)
 
 
 def _deinterlacer(picture: av.VideoFrame) -> av.filter.Graph:
@@ -241,12 +255,17 @@ def _deinterlacer(picture: av.VideoFrame) -> av.filter.Graph:
     return graph
 
 
-def _pull(graph: av.filter.Graph, base: Fraction) -> Iterator[av.VideoFrame]:
+def _pull(graph: av.filter.Graph, base: Fraction, *, end: bool = False) -> Iterator[av.VideoFrame]:
+    """What a graph gives by now, or all that is left in it."""
+    if end:
+        graph.vpush(None)
     while True:
         try:
             picture = graph.vpull()
         except (av.BlockingIOError, av.EOFError):
             return
+        except av.FFmpegError as error:
+            raise MediaError(f"interlaced pictures cannot be deinterlaced{reason(error)}") from error
         if picture.pts is not None:  # the filter halves the time base
             picture.pts = round(picture.pts * (picture.time_base or base) / base)
         picture.time_base = base

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Int64 = npt.NDArray[np.int64]
 
 _MIN_RATE, _MAX_RATE = Fraction(1, 60), Fraction(240)  # frames per second that a stream can state
+JITTER = Fraction(101, 100)  # ticks that times at a constant rate may be off: containers round
 _MOST_LOST = 1  # second at the end that may be missing without a word: writers round
 _BACK = 1  # second that times of decoding may go back: muxers err
 MAX_STEP, MAX_TIME = (1 << 32) - 1, 1 << 47  # ticks: what a stream can state of varying times
@@ -51,7 +52,8 @@ class Timeline:
     With a constant `rate`, picture i is shown at i / rate seconds and `pts` is empty. Otherwise
     `rate` is None, and picture i is shown at pts[i] (int64 [count], from 0) in units of
     `time_base`, the last one until `end`. `start` is the first one's time in the file, in seconds.
-    `lost` are seconds at the end that the file announces and lacks.
+    `lost` are seconds at the end that the file announces and lacks. Not `timed`: pts of pictures
+    say nothing.
     """
 
     rate: Fraction | None
@@ -61,6 +63,7 @@ class Timeline:
     end: int
     start: Fraction
     lost: Fraction = Fraction(0)
+    timed: bool = True
 
 
 def scan(
@@ -93,9 +96,11 @@ def scan(
     if mov and len(times) == stream.frames and stream.duration:
         # durations there follow the coding order, only their sum is right
         duration = max(0, stream.duration - int(pts[-1] - pts[0])) or duration
-    if first is not None and first in times:
+    timed = "avi" not in container.format.name  # it stores no order of display: pts are guessed
+    if timed and first is not None and first in times:
         pts = pts[pts >= first]
-    return replace(_from_times(stream, base, pts, duration), lost=_lost(container, found.end))
+    lost = _lost(container, found.end)
+    return replace(_from_times(stream, base, pts, duration), lost=lost, timed=timed)
 
 
 @dataclass(slots=True)
@@ -161,7 +166,7 @@ def constant(stream: av.VideoStream, name: str) -> Timeline:
             f" to {_MAX_RATE}: use a file"
         )
     rate = rates[0] if rates else Fraction(25)
-    return Timeline(rate, 1 / rate, 0, np.empty(0, np.int64), 0, Fraction(0))
+    return Timeline(rate, 1 / rate, 0, np.empty(0, np.int64), 0, Fraction(0), timed=False)
 
 
 def _edited(stream: av.VideoStream, times: list[int | None]) -> bool:
@@ -183,7 +188,7 @@ def _without_times(stream: av.VideoStream, base: Fraction, count: int) -> Timeli
         rate = Fraction(25)
     rate = Fraction(rate)
     start = Fraction(stream.start_time or 0) * base
-    return Timeline(rate, 1 / rate, count, np.empty(0, np.int64), count, start)
+    return Timeline(rate, 1 / rate, count, np.empty(0, np.int64), count, start, timed=False)
 
 
 def _from_times(stream: av.VideoStream, base: Fraction, pts: Int64, last: int) -> Timeline:
@@ -196,8 +201,8 @@ def _from_times(stream: av.VideoStream, base: Fraction, pts: Int64, last: int) -
         if not _MIN_RATE <= rate <= _MAX_RATE:
             continue
         length = float(1 / (rate * base))
-        rounded = np.abs(pts - np.arange(count) * length).max() <= 1.01  # ticks: containers round
-        if rounded and last <= 2 * length + 1.01:  # else the last picture stays
+        rounded = np.abs(pts - np.arange(count) * length).max() <= JITTER
+        if rounded and last <= 2 * length + JITTER:  # else the last picture stays
             return Timeline(rate, 1 / rate, count, np.empty(0, np.int64), count, start)
     stop = pts[-1] + (last or max(1, int(pts[-1] - pts[-2])))
     for unit in (base, *_COARSER):
