@@ -265,7 +265,7 @@ def _pull(graph: av.filter.Graph, base: Fraction, *, end: bool = False) -> Itera
         except (av.BlockingIOError, av.EOFError):
             return
         except av.FFmpegError as error:
-            raise MediaError(f"interlaced pictures cannot be deinterlaced{reason(error)}") from error
+            raise MediaError(f"pictures cannot be deinterlaced{reason(error)}") from error
         if picture.pts is not None:  # the filter halves the time base
             picture.pts = round(picture.pts * (picture.time_base or base) / base)
         picture.time_base = base
