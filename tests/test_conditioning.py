@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+from program import FAST, Call
 
 from semvc.nets import conditioning
 
@@ -99,3 +103,13 @@ def test_a_limb_may_have_no_length_or_leave_the_frame() -> None:
 def test_no_people_give_an_empty_map() -> None:
     nobody = np.zeros((0, 17, 2), np.float32), np.zeros((0, 17), np.uint8)
     assert conditioning.render_skeleton(*nobody, (3, 4)).tolist() == [[0] * 4] * 3
+
+
+def test_factors_of_the_base_layer_can_be_chosen(run: Call, clip: Path, tmp_path: Path) -> None:
+    target = tmp_path / "a.svc"
+    assert run("encode", clip, target, *FAST, "--factor", "2", "--step", "4").code == 0
+    header = json.loads(run("info", target, "--json").out)["header"]
+    assert (header["width"], header["height"], header["base_size"]) == (64, 48, [32, 24])
+    assert run("dump", target, tmp_path / "dump").code == 0
+    with av.open(str(tmp_path / "dump" / "00000-base.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 6  # of 24

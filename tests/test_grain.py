@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import stranger_grain
 from hypothesis import given
 from hypothesis import strategies as st
+from program import FAST, Call
 from stranger_coder import Run
 
 from semvc.errors import BitstreamError
@@ -108,3 +112,11 @@ def test_grain_depends_on_the_seed_alone() -> None:
 
     assert np.array_equal(made(5), made(5))
     assert not np.array_equal(made(5), made(6))
+
+
+def test_grain_can_be_left_out_of_a_stream(run: Call, clip: Path, tmp_path: Path) -> None:
+    for flag, expected in (("--grain", True), ("--no-grain", False)):
+        target = tmp_path / f"{flag}.svc"
+        assert run("encode", clip, target, *FAST, flag).code == 0
+        row = json.loads(run("info", target, "--json").out)
+        assert ("grain" in {item["type"] for item in row["sections"]}) == expected
