@@ -8,7 +8,6 @@ it in `RECORD`, because most hashes are unknown until then. Nothing is downloade
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tomllib
@@ -20,6 +19,7 @@ from typing import Any
 
 from semvc.backbones.memory import count_parameters
 from semvc.errors import ModelError
+from semvc.weights import sha256
 
 RECORD = "semvc-pull.json"
 EXTRACTORS = ("caption", "detector", "pose")  # families of extractors
@@ -183,7 +183,7 @@ def record(folder: Path, entry: Entry, commit: str) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != RECORD and not name.startswith("."):
-            files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     row = {"repository": entry.repository, "commit": commit, "files": files}
     (folder / RECORD).write_text(json.dumps(row, indent=1) + "\n", "utf-8")
     return row
@@ -224,7 +224,7 @@ def verify(entry: Entry, folder: Path) -> str:
     known.update(entry.sha256)
     for name, expected in known.items():
         path = folder / name
-        found = _sha256(path) if path.is_file() else "missing"
+        found = sha256(path) if path.is_file() else "missing"
         if found != expected:
             raise ModelError(
                 f"{path}: SHA-256 {found[:16]}, expected {expected[:16]};"
@@ -234,8 +234,3 @@ def verify(entry: Entry, folder: Path) -> str:
         return "present; nothing is recorded to compare with, as it was not pulled by semvc"
     commit = "" if row is None else f", commit {row['commit'] or 'unknown'}"
     return f"ok, {len(known)} files{commit}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semvc.nets.generator import PATCH, STRIDE, Block, Memory
+from semvc.nets.generator import PATCH, STRIDE, Memory, Stage, zero
 from semvc.nets.plucker import CHANNELS
 
 __all__ = ["CONTROL", "PATCH", "STRIDE", "VIEW", "CpsgdGenerator", "SceneInputs"]
@@ -80,19 +80,19 @@ class CpsgdGenerator(nn.Module):
             nn.Linear(embedding + SCALARS, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.stem = nn.Conv2d((6 + 2 * VIEW) * cell, top, 1)
-        self.stem_previous = _zero(nn.Conv2d(3 * cell, top, 1))
-        self.enc_top = _stage(top, depths[0], embedding)
+        self.stem_previous = zero(nn.Conv2d(3 * cell, top, 1))
+        self.enc_top = Stage(top, depths[0], embedding)
         self.down_middle = nn.Conv2d(top, middle, 2, stride=2)
-        self.fuse_memory = _zero(nn.Conv2d(memory, middle, 3, padding=1))
-        self.enc_middle = _stage(middle, depths[1], embedding)
+        self.fuse_memory = zero(nn.Conv2d(memory, middle, 3, padding=1))
+        self.enc_middle = Stage(middle, depths[1], embedding)
         self.down_bottom = nn.Conv2d(middle, bottom, 2, stride=2)
-        self.mid = _stage(bottom, depths[2], embedding)
+        self.mid = Stage(bottom, depths[2], embedding)
         self.up_middle = nn.Conv2d(bottom, 4 * middle, 1)
-        self.dec_middle = _stage(middle, depths[1], embedding)
+        self.dec_middle = Stage(middle, depths[1], embedding)
         self.to_memory = nn.Conv2d(middle, memory, 1)
         self.up_top = nn.Conv2d(middle, 4 * top, 1)
-        self.dec_top = _stage(top, depths[0], embedding)
-        self.head = _zero(nn.Conv2d(top, 3 * cell, 3, padding=1))
+        self.dec_top = Stage(top, depths[0], embedding)
+        self.head = zero(nn.Conv2d(top, 3 * cell, 3, padding=1))
         self.pose = _PoseEncoder(pose, (middle, bottom), embedding)
         self.control = _Control(control, widths, embedding)
         with torch.no_grad():
@@ -145,29 +145,16 @@ class CpsgdGenerator(nn.Module):
         return self.embed(features.to(self.stem.weight.dtype))
 
 
-class _Sequence(nn.Module):
-    """Blocks one after the other."""
-
-    def __init__(self, channels: int, depth: int, embedding: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block(channels, embedding) for _ in range(depth))
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, e)
-        return x
-
-
 class _PoseEncoder(nn.Module):
     """Rays [B, 6, H/4, W/4] to what is added at 1/8 and 1/16; both begin as zero."""
 
     def __init__(self, width: int, targets: tuple[int, int], embedding: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(CHANNELS, width, 2, stride=2)
-        self.eighth = _stage(width, 1, embedding)
+        self.eighth = Stage(width, 1, embedding)
         self.down = nn.Conv2d(width, width, 2, stride=2)
-        self.sixteenth = _stage(width, 1, embedding)
-        self.outs = nn.ModuleList(_zero(nn.Conv2d(width, target, 1)) for target in targets)
+        self.sixteenth = Stage(width, 1, embedding)
+        self.outs = nn.ModuleList(zero(nn.Conv2d(width, target, 1)) for target in targets)
 
     def forward(self, rays: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         eighth = self.eighth(self.first(rays), e)
@@ -183,13 +170,12 @@ class _Control(nn.Module):
     ) -> None:
         super().__init__()
         self.first = nn.Conv2d(CONTROL * PATCH * PATCH, widths[0], 1)
-        self.stages = nn.ModuleList(_stage(width, 1, embedding) for width in widths)
+        self.stages = nn.ModuleList(Stage(width, 1, embedding) for width in widths)
         self.downs = nn.ModuleList(
             nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths)
         )
         self.outs = nn.ModuleList(
-            _zero(nn.Conv2d(width, target, 1))
-            for width, target in zip(widths, targets, strict=True)
+            zero(nn.Conv2d(width, target, 1)) for width, target in zip(widths, targets, strict=True)
         )
 
     def forward(self, control: Tensor, e: Tensor) -> list[Tensor]:
@@ -199,14 +185,3 @@ class _Control(nn.Module):
             x = stage(self.downs[level - 1](x) if level else x, e)
             added.append(self.outs[level](x))
         return added
-
-
-def _stage(channels: int, depth: int, embedding: int) -> _Sequence:
-    return _Sequence(channels, depth, embedding)
-
-
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 PATCH = 4  # pixel unshuffle of the finest level
 STRIDE = 16  # frames are padded to a multiple of this, in luma samples
 SCALARS = 7  # crf, spatial and temporal factor, phase, has_sketch, has_skeleton, has_memory
+
+_Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +81,19 @@ class Generator(nn.Module):
         )
         self.embedding = embedding
         self.stem = nn.Conv2d(4 * pixels + 2, top, 1)
-        self.stem_previous = _zero(nn.Conv2d(pixels, top, 1))
-        self.enc_top = _Stage(top, depths[0], embedding)
+        self.stem_previous = zero(nn.Conv2d(pixels, top, 1))
+        self.enc_top = Stage(top, depths[0], embedding)
         self.down_middle = nn.Conv2d(top, middle, 2, stride=2)
-        self.fuse_memory = _zero(nn.Conv2d(memory, middle, 3, padding=1))
-        self.enc_middle = _Stage(middle, depths[1], embedding)
+        self.fuse_memory = zero(nn.Conv2d(memory, middle, 3, padding=1))
+        self.enc_middle = Stage(middle, depths[1], embedding)
         self.down_bottom = nn.Conv2d(middle, bottom, 2, stride=2)
-        self.mid = _Stage(bottom, depths[2], embedding)
+        self.mid = Stage(bottom, depths[2], embedding)
         self.up_middle = nn.Conv2d(bottom, 4 * middle, 1)
-        self.dec_middle = _Stage(middle, depths[1], embedding)
+        self.dec_middle = Stage(middle, depths[1], embedding)
         self.to_memory = nn.Conv2d(middle, memory, 1)
         self.up_top = nn.Conv2d(middle, 4 * top, 1)
-        self.dec_top = _Stage(top, depths[0], embedding)
-        self.head = _zero(nn.Conv2d(top, pixels, 3, padding=1))
+        self.dec_top = Stage(top, depths[0], embedding)
+        self.head = zero(nn.Conv2d(top, pixels, 3, padding=1))
         with torch.no_grad():
             self.stem.weight[:, :pixels] = 0  # noise begins without influence
 
@@ -158,7 +160,7 @@ class Block(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.modulation = _zero(nn.Linear(embedding, 2 * channels))
+        self.modulation = zero(nn.Linear(embedding, 2 * channels))
         nn.init.normal_(self.second.weight, std=0.2 / math.sqrt(9 * channels))
         nn.init.zeros_(cast(Tensor, self.second.bias))
 
@@ -170,18 +172,22 @@ class Block(nn.Module):
         return x + self.second(F.silu(h))
 
 
-class _Stage(nn.Module):
+class Stage(nn.Module):
+    """`depth` blocks one after the other."""
+
     def __init__(self, channels: int, depth: int, embedding: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(channels, embedding) for _ in range(depth))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """Return [B, C, h, w] of the same; `e` is the embedding [B, E]."""
         for block in self.blocks:
             x = block(x, e)
         return x
 
 
-def _zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+def zero(layer: _Layer) -> _Layer:
+    """Return `layer` itself with weights and bias set to zero."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
