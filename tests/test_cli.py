@@ -360,6 +360,7 @@ def test_what_is_no_video_is_named(run: Call, tmp_path: Path) -> None:
         found = run("encode", tmp_path / "a.mp4", tmp_path / "a.svc")
         assert (found.code, found.out) == (3, "")
         assert found.err.startswith(f"semvc: {tmp_path / 'a.mp4'}")
+        assert ("MP4, MOV, MKV" in found.err) == bool(content)
         assert names(tmp_path) == ["a.mp4"]
 
 

@@ -70,7 +70,8 @@ class Source:
                     f"{self.name} is a semvc stream, not a video: 'semvc decode' rebuilds its video"
                 ) from error
             raise MediaError(
-                f"{self.name}: not a video file that can be read{reason(error)}"
+                f"{self.name}: not a video file that can be read{reason(error)}; MP4, MOV, MKV,"
+                " WebM, AVI, TS, Y4M and IVF are"
             ) from error
 
     def digest(self) -> bytes:
