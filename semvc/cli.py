@@ -463,11 +463,25 @@ def _progress(verb: str, given: dict[str, Any]) -> Iterator[Callable[..., None]]
         yield advance
 
 
+def _write_report(path: Path, text: str) -> None:
+    """Write a file that appears complete or not at all; pipes and devices are written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, "utf-8")
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, "utf-8")
+        part.replace(path)
+    except BaseException:  # also a signal
+        part.unlink(missing_ok=True)
+        raise
+
+
 def _finish(report: Any, given: dict[str, Any], target: Path) -> None:
     row = report.to_json()
     if given["report"] is not None:
         try:
-            given["report"].write_text(json.dumps(row, indent=2) + "\n", "utf-8")
+            _write_report(given["report"], json.dumps(row, indent=2) + "\n")
         except OSError as error:
             message = f"{target} is complete, but not {given['report']}: {error.strerror}"
             raise ResourceError(message) from error

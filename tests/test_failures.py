@@ -86,6 +86,23 @@ def test_a_report_that_cannot_be_written_names_its_file(clip: Path, tmp_path: Pa
     assert names(tmp_path) == ["a.svc"]
 
 
+def test_a_report_is_never_half_there(
+    run: Call, stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, write = tmp_path / "r.json", Path.write_text
+    report.write_text("old", "utf-8")
+
+    def fill_the_disk(path: Path, text: str, *how: Any) -> int:
+        write(path, text[: len(text) // 2], *how)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    found = run("decode", stream, tmp_path / "a.mp4", *PREVIEW, "--report", report, "--force")
+    assert found.code == 8 and f"is complete, but not {report}: No space left" in found.err
+    assert report.read_text("utf-8") == "old"
+    assert names(tmp_path) == ["a.mp4", "r.json"]
+
+
 def test_a_folder_without_permission_is_exit_code_8(
     run: Call, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
