@@ -106,7 +106,7 @@ def scan(
 @dataclass(slots=True)
 class _Found:
     """What the packets of a file say: pts of pictures, pts and duration of the last one of them,
-    and when all streams end, in seconds.
+    and when all streams end, in seconds (of the video alone where nobody asks).
     """
 
     times: list[int | None]
@@ -120,7 +120,7 @@ def _read(
     found = _Found([])
     before: int | None = None
     try:
-        for packet in container.demux():
+        for packet in container.demux(*(() if _says_its_length(container) else (stream,))):
             if packet.size == 0 or packet.is_discard:
                 continue
             if packet.pts is not None and packet.time_base is not None:
@@ -146,9 +146,14 @@ def _read(
     return found
 
 
+def _says_its_length(container: av.container.InputContainer) -> bool:
+    """Whether a duration is that of all streams as written: others count frames, or guess."""
+    return "matroska" in container.format.name
+
+
 def _lost(container: av.container.InputContainer, end: Fraction) -> Fraction:
-    """Seconds that a Matroska file announces and lacks; other files are too vague about it."""
-    if "matroska" not in container.format.name or not container.duration:
+    """Seconds that a file announces and lacks."""
+    if not _says_its_length(container) or not container.duration:
         return Fraction(0)
     lost = Fraction(container.duration, av.time_base) - end
     return lost if lost > _MOST_LOST else Fraction(0)
