@@ -86,13 +86,13 @@ def model(ref: weights.ModelRef, models_dir: Path | None) -> dict[str, Any]:
 def table(rows: dict[str, Any]) -> str:
     """Return the account as text for a terminal; text from the stream is escaped."""
     size = rows["bytes"]
-    rate = f"{float(Fraction(rows['frame_rate'])):.5g} fps"
+    shown = f"{float(Fraction(rows['frame_rate'])):.5g} fps, {rows['duration_s']:.2f} s"
     if "time_base" in rows["header"]:
-        rate = f"varying times (about {rate})"
+        shown = f"at varying times: about {shown}"
     lines = [
         f"profile    {rows['profile']}, format {rows['header']['version']}",
         f"picture    {rows['width']}x{rows['height']}, {rows['frames']} frames,"
-        f" {rate}, {rows['duration_s']:.2f} s",
+        f" {shown}",
         f"rate       {size} bytes, {rows['bpp']:.5f} bpp, {rows['kbps']:.2f} kbit/s"
         f" (picture alone {rows['video_bpp']:.5f} bpp, {rows['video_kbps']:.2f} kbit/s)",
         f"segments   {rows['segments']}",
