@@ -91,8 +91,7 @@ def table(rows: dict[str, Any]) -> str:
         shown = f"at varying times: about {shown}"
     lines = [
         f"profile    {rows['profile']}, format {rows['header']['version']}",
-        f"picture    {rows['width']}x{rows['height']}, {rows['frames']} frames,"
-        f" {shown}",
+        f"picture    {rows['width']}x{rows['height']}, {rows['frames']} frames, {shown}",
         f"rate       {size} bytes, {rows['bpp']:.5f} bpp, {rows['kbps']:.2f} kbit/s"
         f" (picture alone {rows['video_bpp']:.5f} bpp, {rows['video_kbps']:.2f} kbit/s)",
         f"segments   {rows['segments']}",
