@@ -163,9 +163,10 @@ class _Main(click.Group):
         return sorted({*super().list_commands(ctx), *_LATER})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _LATER and cmd_name not in self.commands:
+        if cmd_name in _LATER:
             module, _, attribute = _LATER[cmd_name].partition(":")
-            self.add_command(getattr(importlib.import_module(module), attribute), cmd_name)
+            found: click.Command = getattr(importlib.import_module(module), attribute)
+            return found
         return super().get_command(ctx, cmd_name)
 
 
