@@ -55,8 +55,8 @@ def test_odd_sizes_give_exact_shapes(width: int, height: int, factor: int) -> No
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_an_untrained_restorer_returns_the_upsampled_held_frames(factor: int) -> None:
     given = picture(45, 35, 5, factor=factor, step=2)
-    columns, rows = conditioning.base_size(45, 35, factor)
-    big = color.resize(given.base, rows * factor, columns * factor)[:, :35, :45]
+    received = conditioning.Upsampler(given)
+    big = np.stack([received(k) for k in range(3)])
     assert np.array_equal(restored(fresh(), given), big[[0, 0, 1, 1, 2]])
 
 
@@ -134,7 +134,7 @@ def plainly_restored(
     one, alphas = torch.ones(1), schedule.alphas_cumprod()
     out, memory = [], None
     for t in range(given.frames):
-        big = [conditioning.upsampled(given, int(k)) for k in fill[t]]
+        big = [conditioning.enlarged(given.base[int(k)], given) for k in fill[t]]
         big = [np.pad(b, ((0, rows - 35), (0, columns - 45), (0, 0)), "edge") for b in big]
         base = torch.from_numpy(np.concatenate(big, 2)).permute(2, 0, 1)[None] / 127.5 - 1
         drawn = np.zeros((12, 12), np.float32)
@@ -213,7 +213,7 @@ def test_every_received_frame_is_enlarged_once_for_model_and_grain(
     )
     segment = Segment(0, 0, 7, {}, 0, 0, 0)
     given = disco.conditions(signals, segment, header)
-    big = [conditioning.upsampled(given, k) for k in range(len(given.base))]
+    big = [conditioning.enlarged(frame, given) for frame in given.base]
     held = [big[k] for k in conditioning.forward_fill(7, step)[:, 1]]
     made = restored(filled(), given, seed=0) if model else np.stack(held)
     texture = GrainSynthesizer(levels, (45, 35), seed=0)
@@ -223,10 +223,8 @@ def test_every_received_frame_is_enlarged_once_for_model_and_grain(
         profile._restorer = Restorer(
             filled(), device=torch.device("cpu"), dtype=torch.float32, steps=1, seed=0
         )
-    enlarged = []
-    real = conditioning.upsampled
-    monkeypatch.setattr(
-        conditioning, "upsampled", lambda given, k: enlarged.append(k) or real(given, k)
-    )
+    seen = []
+    real = conditioning.enlarged
+    monkeypatch.setattr(conditioning, "enlarged", lambda *a: seen.append(a[0]) or real(*a))
     assert np.array_equal(list(profile.synthesize(signals, segment, header)), wanted)
-    assert enlarged == list(range(len(given.base)))
+    assert np.array_equal(seen, given.base)

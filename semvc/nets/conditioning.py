@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from semvc.media import color
+from semvc.nets.propagation import Propagator, anchors_of
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -65,28 +66,37 @@ def factor_of(size: tuple[int, int], base: tuple[int, int]) -> int | None:
     return next((f for f in FACTORS if base_size(*size, f) == base), None)
 
 
-def upsampled(given: SegmentConditions, index: int) -> UInt8:
-    """Return received frame `index` at the picture's size, uint8 [height, width, 3]."""
-    h, w = given.base.shape[1:3]
-    big = color.resize(given.base[index : index + 1], h * given.factor, w * given.factor)
+def enlarged(frame: UInt8, given: SegmentConditions) -> UInt8:
+    """Return a base-layer frame [h, w, 3] at the picture's size, uint8 [height, width, 3]."""
+    h, w = frame.shape[:2]
+    big = color.resize(frame[None], h * given.factor, w * given.factor)
     return big[0, : given.height, : given.width]
 
 
 class Upsampler:
-    """`upsampled` for one segment; the last three frames are kept, for all who ask for them."""
+    """Received frames of one segment at the picture's size, their detail propagated before.
+
+    The last three are kept, for all who ask for them.
+    """
 
     def __init__(self, given: SegmentConditions) -> None:
         self._given = given
+        self._propagator = Propagator(given.base.shape[2], given.base.shape[1])
         self._kept: dict[int, UInt8] = {}
 
     def __call__(self, index: int) -> UInt8:
         """Return received frame `index`, uint8 [height, width, 3], not to be written to."""
         frame = self._kept.pop(index, None)
-        frame = upsampled(self._given, index) if frame is None else frame
+        frame = self._made(index) if frame is None else frame
         self._kept[index] = frame
         for old in list(self._kept)[:-3]:
             del self._kept[old]
         return frame
+
+    def _made(self, index: int) -> UInt8:
+        base = self._given.base
+        anchors = [base[k] for k in anchors_of(index, len(base))]
+        return enlarged(self._propagator(base[index], anchors), self._given)
 
 
 def arrivals(frames: int, step: int) -> int:

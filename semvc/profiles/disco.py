@@ -25,6 +25,7 @@ from semvc.media.writer import OutputOptions, VideoWriter
 from semvc.nets import conditioning
 from semvc.nets.conditioning import FACTORS, SegmentConditions, Upsampler
 from semvc.nets.grain import GrainSynthesizer, measure_grain
+from semvc.nets.propagation import Propagator, anchors_of
 from semvc.profiles import Coded
 from semvc.profiles.basesize import is_half_better, shrunk
 from semvc.profiles.extracting import Extractors
@@ -201,10 +202,16 @@ class Disco:
         """The grain that the base layer lacks of a clip, measured in some of its frames."""
         count = len(planes[0])
         places = sorted({count * (2 * k + 1) // (2 * _MEASURED) for k in range(_MEASURED)})
+        needed = sorted({*places, *(a for k in places for a in anchors_of(k, count))})
+        found = color.yuv420_to_rgb(tuple(p[needed] for p in planes))  # type: ignore[arg-type]
+        base = dict(zip(needed, found, strict=True))
         height, width = clip.frames.shape[1:3]
-        base = color.yuv420_to_rgb(tuple(p[places] for p in planes))  # type: ignore[arg-type]
-        rows, columns = (side * self._factor for side in base.shape[1:3])
-        shown = [color.resize(f[None], rows, columns)[0, :height, :width] for f in base]
+        rows, columns = (side * self._factor for side in found.shape[1:3])
+        propagator = Propagator(found.shape[2], found.shape[1])
+        shown = []
+        for k in places:
+            frame = propagator(base[k], [base[a] for a in anchors_of(k, count)])
+            shown.append(color.resize(frame[None], rows, columns)[0, :height, :width])
         return Grain(measure_grain([clip.frames[k * self._step] for k in places], shown))
 
     def _skeleton(self, clip: Clip, start: int) -> Skeleton | None:

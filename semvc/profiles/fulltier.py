@@ -124,7 +124,8 @@ def window(
     """Return the conditions of a window of a segment, its last frame repeated up to `frames`."""
     shown = np.minimum(np.arange(span[0], span[0] + frames), span[1] - 1)
     held = conditioning.forward_fill(given.frames, given.step)[shown, 1]
-    pictures = {int(k): fit.place(conditioning.upsampled(given, int(k))) for k in set(held)}
+    received = conditioning.Upsampler(given)
+    pictures = {int(k): fit.place(received(int(k))) for k in sorted(set(held))}
     arrived = shown % given.step == 0
     return Conditions(
         base=np.stack([pictures[int(k)] for k in held]),
