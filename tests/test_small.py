@@ -21,16 +21,19 @@ RECIPE = Path(__file__).parent.parent / "models" / "disco-small-v1" / "recipe.to
 
 
 def error(folder: Path, root: Path) -> float:
-    """Loss of a run's average on a batch that stays the same."""
+    """Mean loss of a run's average on batches that stay the same."""
     given = recipe.load(RECIPE)
     job = loop.Run(folder, [root / "cache" / "clips"], root / "metrics")
     trainer = loop.Trainer(given, job)
     trainer.resume()
     stage = given.stages[0]
-    batch = trainer.task.batch(stage, (1, 1))
+    values = []
     with torch.no_grad(), trainer._averaged():
-        made = trainer.task.forward(stage, batch)
-        return float(trainer.task.losses(stage, batch, made).total)
+        for key in range(4):
+            batch = trainer.task.batch(stage, (1, key))
+            made = trainer.task.forward(stage, batch)
+            values.append(float(trainer.task.losses(stage, batch, made).total))
+    return sum(values) / len(values)
 
 
 @pytest.mark.slow
@@ -46,7 +49,7 @@ def test_the_shipped_recipe_trains_resumes_and_gives_a_model_that_loads(
     cache, run = tmp_path / "cache", tmp_path / "run"
     assert cli.run(["train", "prepare", str(cache), "--clips", str(tmp_path / "in"), *options]) == 0
     words = ["train", "run", str(RECIPE), str(run), "--cache", str(cache / "clips")]
-    words += ["--metric-weights", str(tmp_path / "metrics"), "--scale", "0.01", "--quiet"]
+    words += ["--metric-weights", str(tmp_path / "metrics"), "--scale", "0.004", "--quiet"]
     before = error(run, tmp_path)
     assert cli.run([*words, "--minutes", "0.2", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
@@ -54,7 +57,7 @@ def test_the_shipped_recipe_trains_resumes_and_gives_a_model_that_loads(
     last = json.loads(capsys.readouterr().out)
     assert first["step"] <= last["step"] == last["steps"]
     after = error(run, tmp_path)
-    assert after < 0.97 * before
+    assert after < 0.99 * before
 
     assert cli.run(["train", "export", str(RECIPE), str(run), str(tmp_path / "model")]) == 0
     cpu = torch.device("cpu")
