@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from semvc.nets import propagation
 from semvc.nets.conditioning import SegmentConditions, Upsampler
 from semvc.nets.propagation import ANCHORS, Propagator, anchors_of
 
@@ -39,8 +40,12 @@ def test_frames_have_the_anchors_around_them() -> None:
     assert anchors_of(3, 4) == [0]
 
 
+@pytest.mark.parametrize("flow_side", [SIDE, 40])
 @pytest.mark.parametrize("shift", [0, 3])
-def test_a_blurred_frame_gets_the_detail_of_an_anchor_that_moves(shift: int) -> None:
+def test_a_blurred_frame_gets_the_detail_of_an_anchor_that_moves(
+    shift: int, flow_side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(propagation, "_FLOW_SIDE", flow_side)
     true, anchor = picture(shift), picture()
     made = Propagator(SIDE, SIDE)(blurred(true), [anchor])
     assert distance(made, true) < 0.5 * distance(blurred(true), true)

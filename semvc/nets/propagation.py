@@ -21,6 +21,7 @@ _FINE = 3.0  # deviation of the Gaussian, in samples, that detail is finer than
 _AGREE = 6.0  # codes by which coarse pictures may differ
 _SPREAD = 1.5  # deviation that confidence is smoothed by
 _SIDE = 48  # smaller pictures are left as they are
+_FLOW_SIDE = 720  # flow of larger ones is found in smaller pictures
 
 
 def anchors_of(index: int, count: int) -> list[int]:
@@ -36,6 +37,7 @@ class Propagator:
         self._search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._search.setVariationalRefinementIterations(0)  # smoother flow measures worse
         self._small = min(width, height) < _SIDE
+        self._shrink = -(-min(width, height) // _FLOW_SIDE)
         self._columns, self._rows = np.meshgrid(
             np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
         )
@@ -58,7 +60,7 @@ class Propagator:
     def _borrowed(self, luma: UInt8, coarse: Float32, anchor: UInt8) -> tuple[Float32, Float32]:
         """An anchor's detail where it is in this frame, and how far to trust it, in [0, 1]."""
         other = cv2.cvtColor(anchor, cv2.COLOR_RGB2GRAY)
-        flow = self._search.calc(luma, other, None)
+        flow = self._flow(luma, other)
         x, y = self._columns + flow[..., 0], self._rows + flow[..., 1]
         warped = cv2.remap(
             other.astype(np.float32), x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE
@@ -67,6 +69,16 @@ class Propagator:
         likeness = np.exp(-np.square((level - coarse) / np.float32(_AGREE)))
         confidence = cv2.GaussianBlur(likeness, (0, 0), _SPREAD) ** 2
         return warped - level, confidence
+
+    def _flow(self, luma: UInt8, other: UInt8) -> Float32:
+        """Where each sample of `luma` lies in `other`, as steps (x, y), [h, w, 2]."""
+        if self._shrink == 1:
+            return self._search.calc(luma, other, None)
+        height, width = luma.shape
+        size = (width // self._shrink, height // self._shrink)
+        small = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (luma, other)]
+        flow = cv2.resize(self._search.calc(*small, None), (width, height))
+        return flow * np.array([width / size[0], height / size[1]], np.float32)
 
 
 def _coarse(luma: Float32) -> Float32:
