@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from semvc.nets import propagation
-from semvc.nets.conditioning import SegmentConditions, Upsampler
-from semvc.nets.propagation import ANCHORS, Propagator, anchors_of
+from semvc.nets.conditioning import SegmentConditions, Upsampler, enlarged
+from semvc.nets.propagation import ANCHORS, Propagator, anchors_of, propagated
 
 SIDE = 96
 
@@ -89,5 +89,7 @@ def test_received_frames_are_enlarged_with_their_detail(factor: int) -> None:
     given = SegmentConditions(size, size, len(base), base, factor, 1, 50.0)
     received, plain = Upsampler(given), Upsampler(replace(given, base=base[1:2]))
     wanted = received(0)
+    assert np.array_equal(propagated(base)[::ANCHORS], base[::ANCHORS])
     for k in (5, 1, ANCHORS + 2):
         assert distance(received(k), wanted) < 0.5 * distance(plain(0), wanted)
+        assert np.array_equal(enlarged(propagated(base)[k], given), received(k))

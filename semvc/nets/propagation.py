@@ -81,5 +81,12 @@ class Propagator:
         return flow * np.array([width / size[0], height / size[1]], np.float32)
 
 
+def propagated(base: UInt8) -> UInt8:
+    """Return all received frames of a segment, uint8 [K, h, w, 3], with their detail."""
+    propagator = Propagator(base.shape[2], base.shape[1])
+    anchors = ([base[a] for a in anchors_of(k, len(base))] for k in range(len(base)))
+    return np.stack([propagator(f, found) for f, found in zip(base, anchors, strict=True)])
+
+
 def _coarse(luma: Float32) -> Float32:
     return cv2.GaussianBlur(luma, (0, 0), _FINE).astype(np.float32)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from semvc.errors import UsageError
 from semvc.media import av1, color
 from semvc.nets import conditioning
+from semvc.nets.propagation import propagated
 from semvc.signals.edges import extract_edges
 from semvc.train import figures, motion
 from semvc.train.data import FIELDS
@@ -190,7 +191,7 @@ def _shard(
     small = color.resize(padded[::step], bh, bw)
     header, obus = av1.encode_segment(small, crf=crf, preset=settings.preset)
     planes = av1.decode_segment(header, obus, (bw, bh), len(small))
-    base = color.yuv420_to_rgb(planes)
+    base = propagated(color.yuv420_to_rgb(planes))
     filled = conditioning.forward_fill(count, step)
     rows: dict[str, list[npt.NDArray[np.generic]]] = {n: [] for n in FIELDS}
     for _ in range(settings.samples):
