@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 IN ?=
+BPP ?= 0.01
 CLIPS ?= clips
 PHOTOS ?= photos
 METRICS ?= metrics
@@ -20,8 +21,8 @@ help: ## list the targets
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e .
 	touch $@
 
-demo: .venv/ready ## encode and decode one clip, print the figures, draw demo/side-by-side.png (IN=clip.mp4)
-	$(BIN)/python -m semvc.demo --out demo $(if $(IN),--input "$(IN)")
+demo: .venv/ready ## encode and decode one clip, print the figures, draw demo/side-by-side.png (IN=clip.mp4, BPP=0.003)
+	$(BIN)/python -m semvc.demo --out demo --bpp $(BPP) $(if $(IN),--input "$(IN)")
 
 test: .venv/ready ## the whole test suite
 	$(PYTEST)
