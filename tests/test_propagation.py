@@ -35,9 +35,10 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_frames_have_the_anchors_around_them() -> None:
     assert [anchors_of(k, 40) for k in (0, 1, 15, 16, 31, 32, 39)] == [
-        [], [0, 16], [0, 16], [], [16, 32], [], [32],
+        [16], [0, 16], [0, 16], [], [16, 32], [], [32],
     ]  # fmt: skip
     assert anchors_of(3, 4) == [0]
+    assert anchors_of(0, ANCHORS) == []
 
 
 @pytest.mark.parametrize("flow_side", [SIDE, 40])
@@ -88,8 +89,8 @@ def test_received_frames_are_enlarged_with_their_detail(factor: int) -> None:
     size = SIDE * factor - 2
     given = SegmentConditions(size, size, len(base), base, factor, 1, 50.0)
     received, plain = Upsampler(given), Upsampler(replace(given, base=base[1:2]))
-    wanted = received(0)
-    assert np.array_equal(propagated(base)[::ANCHORS], base[::ANCHORS])
+    wanted = received(ANCHORS)
+    assert np.array_equal(propagated(base)[ANCHORS], base[ANCHORS])
     for k in (5, 1, ANCHORS + 2):
         assert distance(received(k), wanted) < 0.5 * distance(plain(0), wanted)
         assert np.array_equal(enlarged(propagated(base)[k], given), received(k))

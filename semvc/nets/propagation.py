@@ -25,9 +25,15 @@ _FLOW_SIDE = 720  # flow of larger ones is found in smaller pictures
 
 
 def anchors_of(index: int, count: int) -> list[int]:
-    """Return which of `count` received frames have detail for frame `index`: none, one or two."""
+    """Return which of `count` received frames have detail for frame `index`: none, one or two.
+
+    The first frame, predicted from nothing, is an anchor that takes detail from the next one.
+    """
     before = index - index % ANCHORS
-    return [] if index == before else [k for k in (before, before + ANCHORS) if k < count]
+    around = [before, before + ANCHORS]
+    if index == before:
+        around = [ANCHORS] if index == 0 else []
+    return [k for k in around if k < count]
 
 
 class Propagator:
