@@ -49,7 +49,7 @@ def test_the_shipped_recipe_trains_resumes_and_gives_a_model_that_loads(
     cache, run = tmp_path / "cache", tmp_path / "run"
     assert cli.run(["train", "prepare", str(cache), "--clips", str(tmp_path / "in"), *options]) == 0
     words = ["train", "run", str(RECIPE), str(run), "--cache", str(cache / "clips")]
-    words += ["--metric-weights", str(tmp_path / "metrics"), "--scale", "0.004", "--quiet"]
+    words += ["--metric-weights", str(tmp_path / "metrics"), "--scale", "0.02", "--quiet"]
     before = error(run, tmp_path)
     assert cli.run([*words, "--minutes", "0.2", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
@@ -57,7 +57,7 @@ def test_the_shipped_recipe_trains_resumes_and_gives_a_model_that_loads(
     last = json.loads(capsys.readouterr().out)
     assert first["step"] <= last["step"] == last["steps"]
     after = error(run, tmp_path)
-    assert after < 0.99 * before
+    assert after < 0.97 * before
 
     assert cli.run(["train", "export", str(RECIPE), str(run), str(tmp_path / "model")]) == 0
     cpu = torch.device("cpu")
